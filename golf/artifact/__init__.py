@@ -1,0 +1,1 @@
+"""The counted file - its layout and its codecs."""

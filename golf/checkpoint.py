@@ -1,0 +1,49 @@
+"""The full state of a run in one file, written beside and renamed, so that a kill leaves the old one or the new one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from golf.errors import RunError
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors (any device) and JSON-able meta atomically and durably; tensors may not be empty of names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(owned, temporary, metadata={"meta": json.dumps(meta)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:  # the library wraps "No space left on device" in its own class
+        raise OSError(str(error)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what save_tensors wrote. Raises RunError naming the file where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["meta"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); delete it to start the run again") from None
+
+
+def pack(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """{"model": {...}, "optimizer": {...}} -> one flat dict of tensors."""
+    return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def unpack(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The named part of what pack() joined."""
+    head = f"{part}:"
+    return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}

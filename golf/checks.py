@@ -1,0 +1,61 @@
+"""Checks that cross the nodes of a configuration, made before any process is started, data read or device touched."""
+
+import os
+
+import torch
+
+from golf.config import Run
+from golf.dist import pick_device
+from golf.errors import UserError
+from golf.models.kernels import choose_backend
+from golf.models.lm import LM
+from golf.roles import roles_of
+from golf.tokens.prepare import Prepared
+
+
+def meta_model(run: Run) -> LM:
+    """The model without memory: shapes and names only."""
+    with torch.device("meta"):
+        return run.model.build()
+
+
+def check(run: Run) -> None:
+    """Raise UserError for the first thing that would stop this run later."""
+    _check_batch(run)
+    device = pick_device(run.compute.device)
+    if device.type == "cuda" and run.launch.nproc > torch.cuda.device_count():
+        raise UserError(
+            f"launch.nproc={run.launch.nproc}: only {torch.cuda.device_count()} CUDA devices are visible; "
+            f"try launch.nproc={torch.cuda.device_count()}"
+        )
+    choose_backend(run.compute.attention, device)
+    model = meta_model(run)
+    run.optimizer.assign(model)
+    run.quant.assign(roles_of(model))
+    run.chosen_codec.check()
+    run.log.check()
+
+
+def _check_batch(run: Run) -> None:
+    sequences, nproc = run.batch.sequences, run.launch.nproc
+    if sequences % nproc:
+        fits = max(n for n in range(1, nproc + 1) if sequences % n == 0)
+        raise UserError(
+            f"launch.nproc={nproc} must divide the {sequences} sequences of a step "
+            f"(batch.tokens_per_step / batch.sequence_length); try launch.nproc={fits}"
+        )
+
+
+def check_data(run: Run, prepared: Prepared) -> None:
+    """Raise UserError where what was prepared does not suit the model."""
+    if prepared.vocab_size != run.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={run.model.vocab_size}: the tokenizer of data={prepared.corpus} has "
+            f"{prepared.vocab_size} tokens; leave model.vocab_size out, or set data.vocab_size={run.model.vocab_size}"
+        )
+
+
+def threads(run: Run) -> int:
+    """OpenMP threads of each rank."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return run.launch.threads or max(1, cores // run.launch.nproc)

@@ -1,0 +1,324 @@
+"""The typed run: YAML names dataclasses, `typed` builds them with full key paths in every error, `fingerprint` names
+the result. This file (and the doors) are the only ones that know omegaconf; everything below gets plain dataclasses.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from golf.artifact.codecs import CodecConfig
+from golf.averaging import AverageConfig
+from golf.errors import UserError
+from golf.evals.evaluator import EvalConfig
+from golf.fields import one_of, positive
+from golf.models.kernels import ATTENTION_BACKENDS
+from golf.models.lm import LMConfig
+from golf.nodes import plain, without_nulls
+from golf.optim.optimizer import OptimizerConfig
+from golf.quant.quantizer import QuantConfig
+from golf.schedules import Schedule
+from golf.sinks import LogConfig
+from golf.tokens.loader import LoaderConfig
+from golf.tokens.prepare import DataConfig
+
+CLOCKS = ("steps", "seconds")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "bf16", "fp32")
+RESUMES = ("auto", "never")
+
+# Fields of Run that say where, how watched and under which name, not what: two runs that differ only here are one run.
+NOT_IDENTITY = frozenset(
+    {"label", "sweep", "track", "scale", "log", "launch", "checkpoint", "plan", "resume", "rerun", "outputs", "data_dir"}
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class Scale:
+    """What a track multiplies full-size numbers by; the resolvers ${width:N} ... apply them."""
+
+    width: float
+    depth: float
+    batch: float
+    steps: float
+    seq: float
+
+    def __post_init__(self) -> None:
+        positive(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+
+@dataclass(kw_only=True, slots=True)
+class Budget:
+    """When training stops: the first limit to come. `clock` names the limit that drives progress and schedules."""
+
+    max_steps: int | None
+    max_seconds: float | None
+    clock: str
+
+    def __post_init__(self) -> None:
+        one_of("clock", self.clock, CLOCKS)
+        positive(max_steps=self.max_steps, max_seconds=self.max_seconds)
+        if self.clock == "steps" and self.max_steps is None:
+            raise ValueError("max_steps=null while clock=steps; set budget.max_steps or budget.clock=seconds")
+        if self.clock == "seconds" and self.max_seconds is None:
+            raise ValueError("max_seconds=null while clock=seconds; set budget.max_seconds or budget.clock=steps")
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """The global batch of one optimizer step, the same on any number of ranks."""
+
+    tokens_per_step: int
+    sequence_length: int
+    max_microbatch_sequences: int  # at most this many rows a rank in one forward; memory, not mathematics
+
+    def __post_init__(self) -> None:
+        positive(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        if self.tokens_per_step % self.sequence_length:
+            near = max(1, round(self.tokens_per_step / self.sequence_length)) * self.sequence_length
+            raise ValueError(
+                f"tokens_per_step={self.tokens_per_step} must be a multiple of "
+                f"sequence_length={self.sequence_length}; try {near}"
+            )
+
+    @property
+    def sequences(self) -> int:
+        return self.tokens_per_step // self.sequence_length
+
+    def microbatch(self, world: int) -> int:
+        """Rows a rank in one forward: the largest divisor of its share that max_microbatch_sequences admits."""
+        share = self.sequences // world
+        return max(n for n in range(1, min(share, self.max_microbatch_sequences) + 1) if share % n == 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class Compute:
+    """Device and number format. precision=auto is bf16 where the hardware has it, else fp32."""
+
+    device: str
+    precision: str
+    compile: bool
+    attention: str
+
+    def __post_init__(self) -> None:
+        one_of("attention", self.attention, ATTENTION_BACKENDS)
+        one_of("device", self.device, DEVICES)
+        one_of("precision", self.precision, PRECISIONS)
+
+
+@dataclass(kw_only=True, slots=True)
+class Checkpoint:
+    """How often the full state is saved; the stop of a run always saves. Null switches a rule off."""
+
+    every_steps: int | None
+    every_seconds: float | None
+
+    def __post_init__(self) -> None:
+        positive(every_steps=self.every_steps, every_seconds=self.every_seconds)
+
+
+@dataclass(kw_only=True, slots=True)
+class Launch:
+    """Processes of one run. threads=null shares the cores out; wait_policy is OpenMP's (passive on shared machines)."""
+
+    nproc: int
+    threads: int | None
+    wait_policy: str
+
+    def __post_init__(self) -> None:
+        positive(nproc=self.nproc, threads=self.threads)
+        one_of("wait_policy", self.wait_policy, ("passive", "active"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """One run, wholly: what conf/ composes to, what a worker reads, what a fingerprint names."""
+
+    label: str
+    sweep: str | None
+    seed: int
+    track: str
+    cap_bytes: int
+    scale: Scale
+    budget: Budget
+    batch: Batch
+    compute: Compute
+    data: DataConfig
+    loader: LoaderConfig
+    model: LMConfig
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    average: AverageConfig
+    quant: QuantConfig
+    codec: CodecConfig | None
+    eval: EvalConfig
+    log: LogConfig
+    launch: Launch
+    checkpoint: Checkpoint
+    plan: bool
+    resume: str
+    rerun: bool
+    outputs: str
+    data_dir: str
+
+    def __post_init__(self) -> None:
+        one_of("resume", self.resume, RESUMES)
+        positive(cap_bytes=self.cap_bytes)
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed={self.seed} must lie in 0 .. 2**31 - 1")
+        for name in ("label", "sweep"):
+            value = getattr(self, name)
+            if value is not None and (not value or not all(c.isalnum() or c in "._+-" for c in value)):
+                raise ValueError(f"{name}={value!r} names a folder; use letters, digits and . _ + - only")
+
+    @property
+    def chosen_codec(self) -> CodecConfig:
+        """The codec named by `codec=`, else the one that the quantiser names."""
+        return self.codec if self.codec is not None else self.quant.codec
+
+
+# ---------------------------------------------------------------- typed
+
+
+def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
+    """Turn a resolved container into the dataclasses it names.
+
+    node: nested dicts, lists and primitives; a dict with `_target_` names its dataclass by import path.
+    Raises UserError that begins with the full key for an unknown or missing key, a wrong type, a wrong kind of object
+    in a slot, and whatever a dataclass's own __post_init__ refuses (its messages begin with `field=value`).
+    """
+    if isinstance(node, list):
+        return [typed(item, f"{path}[{i}]") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    items = {key: value for key, value in node.items() if key != "_target_"}
+    if "_target_" in node:
+        cls = _config_class(node["_target_"], path)
+    elif cls is not None and cls.__subclasses__():
+        raise UserError(f"{path}: names no _target_; choose a {cls.__name__}, e.g. one of conf/{path.replace('.', '/')}/")
+    if cls is None:
+        return {key: typed(value, _join(path, key)) for key, value in items.items() if value is not None}
+    _check_keys(cls, items, path)
+    return _build(cls, items, path)
+
+
+def _build(cls: type, items: dict[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    schema = OmegaConf.structured(cls)
+    for key, value in items.items():
+        where = _join(path, key)
+        inner, member = _slot(hints[key])
+        value = typed(value, where, inner)
+        if member is not None and isinstance(value, dict):
+            for name, part in value.items():
+                if not isinstance(part, member):
+                    raise UserError(f"{where}.{name}={_short(part)}: must be a {member.__name__}")
+        try:
+            schema[key] = value
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{where}={_short(value)}: {reason}; it takes {_type_name(hints[key])}") from None
+    try:
+        return OmegaConf.to_object(schema)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(_join(path, str(error).splitlines()[0])) from None
+
+
+def _config_class(target: Any, path: str) -> type:
+    try:
+        cls = get_class(target)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}._target_={target}: cannot be imported ({reason}); name a config dataclass") from None
+    if not dataclasses.is_dataclass(cls):
+        raise UserError(f"{path}._target_={target}: not a config dataclass; name one, such as golf.models.lm.LMConfig")
+    return cls
+
+
+def _check_keys(cls: type, items: dict[str, Any], path: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in items:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(
+                f"{_join(path, key)}={_short(items[key])}: {cls.__name__} has no such key; {hint}it has {', '.join(fields)}"
+            )
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and key not in items:
+            raise UserError(f"{_join(path, key)}: missing; {cls.__name__} needs it")
+
+
+def _slot(hint: Any) -> tuple[type | None, type | None]:
+    """(dataclass of a nested node, dataclass of the members of a named dict) of a field's type."""
+    if typing.get_origin(hint) is dict:
+        return None, _slot(typing.get_args(hint)[1])[0]
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    classes = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    return (classes[0] if classes else None), None
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _short(value: Any) -> str:
+    if dataclasses.is_dataclass(value):
+        return type(value).__name__
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+# ---------------------------------------------------------------- identity
+
+
+def identity(run: Run, data_digest: str) -> dict[str, Any]:
+    """What makes this run this run: the typed task config, data named by the hash of what was prepared."""
+    node = {key: item for key, item in plain(run).items() if key not in NOT_IDENTITY}
+    node["data"] = data_digest
+    return without_nulls(node)
+
+
+def fingerprint(run: Run, data_digest: str, *, with_seed: bool = True) -> str:
+    """sha256 (hex) of the canonical task config; with_seed=False gives the hash that seeds of one row share."""
+    node = identity(run, data_digest)
+    if not with_seed:
+        del node["seed"]
+    return hashlib.sha256(json.dumps(node, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- resolvers
+
+
+def register_resolvers() -> None:
+    """${width:512} and its kin: full-size numbers, scaled by the track's factors.
+
+    width: to a multiple of 16; depth and steps: whole, at least 1; seq: to a multiple of 16; batch: tokens, to whole
+    sequences; area: a count of elements of a width x width matrix.
+    """
+
+    def scaled(full: Any, factor: float, unit: int) -> int:
+        return max(1, round(float(full) * factor / unit)) * unit
+
+    def batch(full: Any, *, _root_: Any) -> int:
+        return scaled(full, _root_.scale.batch, int(_root_.batch.sequence_length))
+
+    OmegaConf.register_new_resolver("width", lambda n, *, _root_: scaled(n, _root_.scale.width, 16), replace=True)
+    OmegaConf.register_new_resolver("depth", lambda n, *, _root_: scaled(n, _root_.scale.depth, 1), replace=True)
+    OmegaConf.register_new_resolver("steps", lambda n, *, _root_: scaled(n, _root_.scale.steps, 1), replace=True)
+    OmegaConf.register_new_resolver("seq", lambda n, *, _root_: scaled(n, _root_.scale.seq, 16), replace=True)
+    OmegaConf.register_new_resolver("area", lambda n, *, _root_: scaled(n, _root_.scale.width**2, 1), replace=True)
+    OmegaConf.register_new_resolver("batch", batch, replace=True)

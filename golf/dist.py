@@ -1,0 +1,103 @@
+"""Ranks: one process each, started by torchrun or alone. All collectives that golf needs, and one clean way out."""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from golf.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the others. With world 1 every collective is the identity and no group exists."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        """Mean over ranks, in place, as one flat collective for each dtype."""
+        if self.world == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for alike in by_dtype.values():
+            flat = torch.cat([tensor.flatten() for tensor in alike])
+            dist.all_reduce(flat)
+            flat /= self.world
+            sizes = [tensor.numel() for tensor in alike]
+            for tensor, mean in zip(alike, flat.split(sizes), strict=True):
+                tensor.copy_(mean.view_as(tensor))
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Each flag, raised on any rank: what all ranks then do together."""
+        return [count > 0 for count in self.sum_(torch.tensor(flags, dtype=torch.int32, device=self.device)).tolist()]
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def pick_device(asked: str, local_rank: int = 0) -> torch.device:
+    """The device of a rank. Raises UserError where a device asked for by name is absent."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("compute.device=cuda: no CUDA device is visible; take compute.device=cpu (or track=laptop)")
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def pick_precision(asked: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 where the hardware multiplies it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX), else fp32."""
+    if asked != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[asked]
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        native = bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_flags() -> set[str]:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def start(device: str) -> Ranks:
+    """Join the group that torchrun's environment describes, or be alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Ranks(rank, world, chosen)
+
+
+def finish(ranks: Ranks) -> None:
+    """Leave the group together: with handles alive or ranks apart, destroying it aborts now and then (pytorch 190489)."""
+    gc.collect()
+    if ranks.world > 1 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

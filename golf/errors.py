@@ -1,0 +1,9 @@
+"""The two ways a run ends badly that are not bugs. Doors print them as one line, without a traceback."""
+
+
+class UserError(ValueError):
+    """Bad input: the message names the key, the value and the fix. Doors exit with code 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on: the message says at which step, why, and what was saved. Doors exit with code 1."""

@@ -1,0 +1,1 @@
+"""Scores - nats and bytes of a token stream."""

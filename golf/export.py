@@ -1,0 +1,164 @@
+"""From trained weights to the score that counts: average, quantise, write, read back, evaluate."""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golf.artifact.file import read_artifact, write_artifact
+from golf.averaging import Averager
+from golf.checkpoint import save_tensors
+from golf.config import Run
+from golf.dist import Ranks
+from golf.evals.evaluator import Score
+from golf.ledger import Ledger
+from golf.loop import LoopState
+from golf.models.lm import LM
+from golf.roles import roles_of
+from golf.rundir import RunDir, environment
+from golf.scoring import Scoring
+from golf.sinks import Sink
+from golf.tokens.prepare import Prepared
+
+WARM_UP_STEPS = 5  # left out of step_ms: caches and allocators settle
+
+
+def export(
+    run: Run,
+    prepared: Prepared,
+    folder: RunDir,
+    ranks: Ranks,
+    sinks: Sink,
+    state: LoopState,
+    ledger: Ledger,
+    trained: tuple[LM, Averager, Scoring],
+) -> dict[str, Any]:
+    """The ladder (raw, averaged, quantised, main) and everything of result.json but the run's own names."""
+    model, averager, scoring = trained
+
+    # ---------------------------------------------------------------- raw and averaged weights
+    with ledger.phase("eval", run.eval.split):
+        raw = scoring.score(model)
+    weights = averager.averages(model)
+    if ranks.first:
+        save_tensors(folder.weights, weights, {"step": state.step})
+    pre_quant = raw
+    if not averager.identity:
+        with ledger.phase("eval", run.eval.split), averager.applied(model):
+            pre_quant = scoring.score(model)
+    sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb (last weights {raw.bpb:.4f})")
+
+    # ---------------------------------------------------------------- the artifact, written and read back
+    if ranks.first:
+        store(run, prepared, weights, roles_of(model), folder.artifact, ledger)
+    ranks.barrier()
+    artifact = read_artifact(folder.artifact)
+    fresh = artifact.model.to(ranks.device)
+    fresh.compute_dtype, fresh.attend = model.compute_dtype, model.attend
+
+    # ---------------------------------------------------------------- scores of what was read back
+    scores: dict[str, Score] = {}
+    for name in run.eval.evaluators:
+        with ledger.phase("eval", run.eval.split):
+            scores[name] = scoring.score(fresh, name)
+        sinks.note(f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s")
+    stored = sum(parameter.numel() for parameter in fresh.parameters())
+    return {
+        **_score_part(run, raw, pre_quant, scores),
+        **_size_part(run, artifact.size_bytes, sum(p.numel() for p in model.parameters()), stored),
+        **_time_part(state, ledger),
+        "peak_memory_bytes": _peak_memory(ranks.device),
+        "deterministic": run.budget.clock == "steps",
+        "world_size": ranks.world,
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+        "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[model.compute_dtype],
+        "legal": None,
+        "legality": [],
+        "environment": environment(),
+    }
+
+
+def store(
+    run: Run, prepared: Prepared, weights: dict[str, Tensor], roles: dict[str, str], path: Path, ledger: Ledger
+) -> None:
+    """Quantise and write the artifact file."""
+    with ledger.phase("quantise"):
+        stored = run.quant.quantize(weights, roles)
+    with ledger.phase("encode"):
+        write_artifact(
+            path,
+            model=run.model,
+            stored=stored,
+            quant=run.quant,
+            codec=run.chosen_codec,
+            tokenizer=prepared.tokenizer_sha256,
+        )
+
+
+def _score_part(run: Run, raw: Score, pre_quant: Score, scores: dict[str, Score]) -> dict[str, Any]:
+    main, post_quant = scores[run.eval.main], scores["plain"]
+    evals = {
+        name: {
+            "val_bpb": score.bpb,
+            "val_loss": score.loss,
+            "tokens": score.tokens,
+            "bytes": score.bytes,
+            "seconds": score.seconds,
+            "legal": True,
+            "notes": "fixed weights, causal, every target once",
+        }
+        for name, score in scores.items()
+    }
+    return {
+        "val_bpb": main.bpb,
+        "val_loss": main.loss,
+        "evals": evals,
+        "raw_bpb": raw.bpb,
+        "pre_quant_bpb": pre_quant.bpb,
+        "post_quant_bpb": post_quant.bpb,
+        "quant_gap_bpb": post_quant.bpb - pre_quant.bpb,
+    }
+
+
+def _size_part(run: Run, artifact_bytes: int, params: int, stored: int) -> dict[str, Any]:
+    return {
+        "artifact_bytes": artifact_bytes,
+        "code_bytes": 0,
+        "code_bytes_note": "0 until a counted submission is built",
+        "total_bytes": artifact_bytes,
+        "cap_bytes": run.cap_bytes,
+        "fits": artifact_bytes <= run.cap_bytes,
+        "bits_per_param": 8 * artifact_bytes / stored,
+        "params": params,
+        "params_stored": stored,
+    }
+
+
+def _time_part(state: LoopState, ledger: Ledger) -> dict[str, Any]:
+    phases = ledger.phases
+    settled = state.step_seconds[WARM_UP_STEPS:] or state.step_seconds
+    return {
+        "phases": phases,
+        "steps": state.step,
+        "train_tokens": state.train_tokens,
+        "train_seconds": state.train_seconds,
+        "quant_seconds": sum(phases[name]["seconds"] for name in ("calibrate", "quantise", "encode")),
+        "eval_seconds": phases["eval"]["seconds"],
+        "wall_seconds": sum(phase["seconds"] for phase in phases.values()),
+        "step_ms": 1000 * statistics.median(settled),
+        "step_ms_mean": 1000 * statistics.mean(settled),
+        "tokens_per_second": state.train_tokens / state.train_seconds,
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak device memory, or the process's peak resident size on a CPU, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,1 @@
+"""Fan-out: from typed runs to run folders, commands, processes."""

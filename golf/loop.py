@@ -1,0 +1,259 @@
+"""The training loop: one function, read from top to bottom. It trains; golf/export.py turns its weights into a score."""
+
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from golf.averaging import Averager
+from golf.checkpoint import load_tensors, pack, save_tensors, unpack
+from golf.config import Budget, Run
+from golf.dist import Ranks, pick_precision
+from golf.errors import RunError
+from golf.ledger import Ledger
+from golf.models.kernels import choose_backend
+from golf.models.lm import LM
+from golf.optim.optimizer import Optimizer
+from golf.rundir import RunDir
+from golf.schedules import Tick
+from golf.scoring import Scoring
+from golf.sinks import Sink
+from golf.tokens.loader import Loader
+from golf.tokens.prepare import Prepared
+
+RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
+
+
+@dataclass(slots=True)
+class LoopState:
+    """What must survive a restart, beside tensors and the loader's position. step_seconds: one entry a step."""
+
+    step: int = 0
+    train_seconds: float = 0.0
+    train_tokens: int = 0
+    saved_step: int | None = None
+    phases: dict[str, Any] = field(default_factory=dict)
+    step_seconds: list[float] = field(default_factory=list)
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
+        self.signum = signum
+
+
+class StopRequest:
+    """SIGTERM and SIGINT set a flag that the loop reads once a step; a second signal kills as usual."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self.signum = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def tick_of(budget: Budget, state: LoopState) -> Tick:
+    """Where the run stands by the budget's clock."""
+    if budget.clock == "steps":
+        assert budget.max_steps is not None
+        return Tick(state.step, state.step / budget.max_steps, budget.max_steps - state.step)
+    assert budget.max_seconds is not None
+    left = max(0.0, budget.max_seconds - state.train_seconds)
+    recent = state.step_seconds[-RECENT_STEPS:]
+    return Tick(state.step, 1 - left / budget.max_seconds, left / statistics.median(recent) if recent else float("inf"))
+
+
+def is_over(budget: Budget, state: LoopState) -> bool:
+    """Whether a limit has been reached, whichever comes first."""
+    steps_done = budget.max_steps is not None and state.step >= budget.max_steps
+    return steps_done or (budget.max_seconds is not None and state.train_seconds >= budget.max_seconds)
+
+
+def due(state: LoopState, every: int | None) -> bool:
+    return every is not None and state.step > 0 and state.step % every == 0
+
+
+def train(
+    run: Run, prepared: Prepared, folder: RunDir, ranks: Ranks, sinks: Sink, state: LoopState, ledger: Ledger
+) -> tuple[LM, Averager, Scoring]:
+    """Train to the end of the budget, or raise Stopped with the state saved. `state` is kept current throughout."""
+    # ---------------------------------------------------------------- data and model
+    torch.manual_seed(run.seed)
+    dtype = pick_precision(run.compute.precision, ranks.device)
+    backend = choose_backend(run.compute.attention, ranks.device)
+    sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
+    model = run.model.build().to(ranks.device)
+    model.compute_dtype, model.attend = dtype, backend.attend
+    scoring = Scoring(run.eval, prepared, ranks)
+    loader = run.loader.open(
+        prepared.splits["train"].shards, bos_id=prepared.bos_id, seed=run.seed, rank=ranks.rank, world=ranks.world
+    )
+
+    # ---------------------------------------------------------------- optimizer and averaging
+    optimizer = run.optimizer.build(model, dtype)
+    averager = run.average.build(model)
+
+    # ---------------------------------------------------------------- resume
+    if run.resume == "auto" and folder.checkpoint.exists():
+        restore(folder, model, optimizer, averager, loader, state)
+        ledger.phases.update(state.phases)
+        sinks.note(f"resumed at step {state.step} from {folder.checkpoint.name}")
+
+    # ---------------------------------------------------------------- warm-up of compiled shapes, outside the clock
+    micro = run.batch.microbatch(ranks.world)
+    forward: Callable[..., dict[str, Tensor]] = model
+    if run.compute.compile:
+        started = time.perf_counter()
+        forward = torch.compile(model, dynamic=False)
+        warm_up(forward, optimizer, micro, run, ranks.device)
+        sinks.note(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training)")
+
+    # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
+    saved_at = time.monotonic()
+    record: dict[str, Any] = {}
+    with StopRequest().listening() as request:
+        while True:
+            over = is_over(run.budget, state)
+            if record and (due(state, run.eval.every_steps) and not over):
+                with ledger.phase("eval", run.eval.split), averager.applied(model):
+                    record["val_bpb"] = scoring.score(model).bpb
+            if record and (due(state, run.log.every_steps) or state.step == 1 or over or "val_bpb" in record):
+                sinks.step(record)
+            late = run.checkpoint.every_seconds is not None and time.monotonic() - saved_at > run.checkpoint.every_seconds
+            stopping, late = ranks.any_of(request.signum > 0, late)
+            if stopping or over or late or due(state, run.checkpoint.every_steps):
+                save(folder, model, optimizer, averager, loader, state, ledger, ranks)
+                saved_at = time.monotonic()
+            if stopping:
+                raise Stopped(request.signum or signal.SIGTERM, state.step)
+            if over:
+                break
+
+            started = time.perf_counter()
+            tick = tick_of(run.budget, state)
+            x_BT, y_BT = loader.batch(run.batch.sequences, run.batch.sequence_length)
+            parts = len(x_BT) // micro
+            optimizer.zero_grad()
+            nll = torch.zeros((), dtype=torch.float64, device=ranks.device)
+            for x_bT, y_bT in zip(x_BT.split(micro), y_BT.split(micro), strict=True):
+                losses = forward(x_bT.to(ranks.device), y_bT.to(ranks.device))
+                (torch.stack(list(losses.values())).sum() / parts).backward()
+                nll += losses["nll"].detach() / parts
+            ranks.average_(gradients(model))
+            multiplier = run.schedule(tick)
+            optimizer.step(multiplier, tick)
+            averager.update(model)
+
+            loss, seconds = exchange(nll, started, ranks)
+            state.step += 1
+            state.train_tokens += run.batch.tokens_per_step
+            state.train_seconds += seconds
+            state.step_seconds.append(seconds)
+            ledger.add("train", seconds, ("train",))
+            if not loss < float("inf"):
+                raise RunError(f"loss became {loss} at step {state.step}; lower the learning rates or set optimizer.clip_norm")
+            record = describe(run, state, loss, multiplier)
+    loader.close()
+    return model, averager, scoring
+
+
+def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict[str, Any]:
+    """The record of one step for the sinks."""
+    median = statistics.median(state.step_seconds[-RECENT_STEPS:])
+    by_steps = (run.budget.max_steps - state.step) * median if run.budget.max_steps is not None else float("inf")
+    by_clock = run.budget.max_seconds - state.train_seconds if run.budget.max_seconds is not None else float("inf")
+    return {
+        "step": state.step,
+        "loss": loss,
+        "lr_multiplier": multiplier,
+        "step_ms": 1000 * state.step_seconds[-1],
+        "train_seconds": state.train_seconds,
+        "train_tokens": state.train_tokens,
+        "seconds_left": max(0.0, min(by_steps, by_clock)),
+    }
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    """Every parameter's gradient, zeros where a step left it out, so that ranks average the same list."""
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def exchange(nll: Tensor, started: float, ranks: Ranks) -> tuple[float, float]:
+    """Mean loss over ranks, and the step's seconds by rank 0's clock, the same on every rank."""
+    loss = nll.item()  # waits for the device, so that the clock below counts the work
+    seconds = time.perf_counter() - started
+    shared = torch.tensor([loss / ranks.world, seconds if ranks.first else 0.0], dtype=torch.float64, device=ranks.device)
+    loss, seconds = ranks.sum_(shared).tolist()
+    return loss, seconds
+
+
+def warm_up(forward: Callable, optimizer: Optimizer, micro: int, run: Run, device: torch.device) -> None:
+    """Compile forward and backward on made-up tokens: no text is read, no weight is moved."""
+    shape = (micro, run.batch.sequence_length)
+    x_BT = torch.randint(run.model.vocab_size, shape, device=device, generator=torch.Generator(device).manual_seed(0))
+    for _ in range(2):
+        torch.stack(list(forward(x_BT, x_BT).values())).sum().backward()
+    optimizer.zero_grad()
+
+
+def save(
+    folder: RunDir,
+    model: LM,
+    optimizer: Optimizer,
+    averager: Averager,
+    loader: Loader,
+    state: LoopState,
+    ledger: Ledger,
+    ranks: Ranks,
+) -> None:
+    """Write the checkpoint on rank 0; the other ranks wait until it stands."""
+    if ranks.first and state.saved_step != state.step:
+        state.phases = ledger.phases
+        meta = asdict(state) | {"saved_step": state.step, "loader": loader.state()}
+        tensors = pack(
+            {
+                "model": dict(model.named_parameters()),
+                "optimizer": optimizer.state(),
+                "average": averager.state(),
+                "loop": {"rng": torch.get_rng_state()},
+            }
+        )
+        save_tensors(folder.checkpoint, tensors, meta)
+        folder.set_status("running", step=state.step)
+    state.saved_step = state.step
+    ranks.barrier()
+
+
+def restore(
+    folder: RunDir, model: LM, optimizer: Optimizer, averager: Averager, loader: Loader, state: LoopState
+) -> None:
+    """Take back everything that save() wrote."""
+    tensors, meta = load_tensors(folder.checkpoint)
+    model.load_state_dict(unpack(tensors, "model"))
+    optimizer.load(unpack(tensors, "optimizer"))
+    averager.load(unpack(tensors, "average"))
+    torch.set_rng_state(unpack(tensors, "loop")["rng"])
+    loader.seek(meta.pop("loader"))
+    for name, value in meta.items():
+        setattr(state, name, value)

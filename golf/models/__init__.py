@@ -1,0 +1,1 @@
+"""Architectures - the shell (lm), the slots, one file an idea."""

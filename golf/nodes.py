@@ -1,0 +1,70 @@
+"""Config dataclasses to JSON-able nodes and back, without omegaconf: what run folders and artifacts hold."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses to nested dicts with `_target_`, nulls included; lists, dicts and primitives as they are."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        target = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"_target_": target, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def without_nulls(node: Any) -> Any:
+    """Null means absent, so a field that is new since a run was made, at its null default, changes no fingerprint."""
+    if isinstance(node, dict):
+        kept = {key: without_nulls(item) for key, item in node.items()}
+        return {key: item for key, item in kept.items() if item is not None and item != {}}
+    if isinstance(node, list):
+        return [without_nulls(item) for item in node]
+    return node
+
+
+def rebuild(node: Any, classes: dict[str, type]) -> Any:
+    """The inverse of `plain` for nodes that nobody vouches for: `_target_` may name nothing but `classes`.
+
+    Raises ValueError for a name outside the list, an unknown or missing field and a primitive of the wrong type.
+    """
+    if isinstance(node, list):
+        return [rebuild(item, classes) for item in node]
+    if not isinstance(node, dict):
+        return node
+    items = {key: rebuild(item, classes) for key, item in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return items
+    cls = classes.get(node["_target_"]) if isinstance(node["_target_"], str) else None
+    if cls is None:
+        raise ValueError(f"names {str(node['_target_'])[:80]!r}, which is none of golf's own config classes")
+    hints = typing.get_type_hints(cls)
+    for key, value in items.items():
+        if key not in hints:
+            raise ValueError(f"{cls.__name__} has no field {key[:80]!r}")
+        if not _fits(value, hints[key]):
+            raise ValueError(f"{cls.__name__}.{key} holds a {type(value).__name__}")
+    try:
+        return cls(**items)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a rebuilt value is of a field's type (int passes for float; members of dicts are checked)."""
+    if typing.get_origin(hint) is dict:
+        member = typing.get_args(hint)[1]
+        return isinstance(value, dict) and all(_fits(item, member) for item in value.values())
+    options = typing.get_args(hint) or (hint,)
+    return any(
+        type(value) in (int, float) if option is float else type(value) is option or
+        (dataclasses.is_dataclass(option) and isinstance(value, typing.cast(type, option)))
+        for option in options
+    )

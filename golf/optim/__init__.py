@@ -1,0 +1,1 @@
+"""Optimizers - a table of groups, one file a rule."""

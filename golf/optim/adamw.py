@@ -1,0 +1,57 @@
+"""AdamW, torch's own, as a group."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from golf.fields import positive
+from golf.optim.optimizer import Group, GroupConfig
+from golf.schedules import Schedule, Tick
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig(GroupConfig):
+    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: Schedule
+
+    def __post_init__(self) -> None:
+        positive(lr=self.lr, eps=self.eps)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in 0 .. 1; try {name}=0.9")
+
+    def build(self, parameters: dict[str, nn.Parameter], dtype: torch.dtype) -> "AdamW":
+        return AdamW(self, parameters)
+
+
+class AdamW(Group):
+    def __init__(self, config: AdamWConfig, parameters: dict[str, nn.Parameter]):
+        self.config = config
+        self.parameters = parameters
+        self.inner = torch.optim.AdamW(
+            list(parameters.values()), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
+        )
+
+    def step(self, multiplier: float, tick: Tick) -> None:
+        (group,) = self.inner.param_groups
+        group["lr"] = self.config.lr * multiplier
+        group["weight_decay"] = self.config.weight_decay(tick)
+        self.inner.step()
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.inner.state[parameter].items()
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            self.inner.state[parameter] = {key: state[f"{name}/{key}"].clone() for key in keys if f"{name}/{key}" in state}

@@ -1,0 +1,1 @@
+"""Quantisers - the grid, the formats, the role table."""

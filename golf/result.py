@@ -1,0 +1,70 @@
+"""result.json, and the table that a run ends with. The keys are those of result schema 1; none is ever missing."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from golf.config import Run
+from golf.tokens.prepare import Prepared
+
+SCHEMA = 1
+
+
+def assemble(
+    run: Run, prepared: Prepared, *, fingerprint: str, config_hash: str, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """The whole result of a finished run: its names, its data, and what was measured."""
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        "label": run.label,
+        "fingerprint": fingerprint,
+        "config_hash": config_hash,
+        "seed": run.seed,
+        "sweep": run.sweep,
+        "row": run.label if run.sweep else None,
+        "parent": None,
+        "data": {
+            "corpus": prepared.corpus,
+            "tokenizer": prepared.tokenizer.name,
+            "tokenizer_sha256": prepared.tokenizer_sha256,
+            "vocab_size": prepared.vocab_size,
+            "digest": prepared.digest,
+            "split": run.eval.split,
+            "sha256": {name: split.sha256 for name, split in prepared.splits.items()},
+        },
+        "track": run.track,
+        **measured,
+    }
+
+
+def show(result: dict[str, Any], console: Console | None = None) -> None:
+    """Print the score table: the ladder, bytes against the cap, steps and their time."""
+    console = console or Console(highlight=False)
+    main = result["val_bpb"]
+    scores = Table(title=f"{result['label']}, seed {result['seed']}, track {result['track']}", title_justify="left")
+    scores.add_column("weights")
+    scores.add_column("evaluator")
+    scores.add_column("BPB", justify="right")
+    ladder = (("last", "raw_bpb"), ("averaged, before quantisation", "pre_quant_bpb"))
+    for name, key in ladder:
+        scores.add_row(name, "plain", f"{result[key]:.4f}")
+    for name, entry in result["evals"].items():
+        bold = "bold" if entry["val_bpb"] == main else ""
+        scores.add_row("artifact, read back", name, f"{entry['val_bpb']:.4f}", style=bold)
+    console.print(scores)
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    share = result["total_bytes"] / result["cap_bytes"]
+    verdict = "fits" if result["fits"] else "[bold red]OVER THE CAP[/]"
+    rows = {
+        "score": f"[bold]{main:.4f}[/] bits per byte on {result['data']['corpus']}/{result['data']['split']}",
+        "quant gap": f"{result['quant_gap_bpb']:+.4f} BPB",
+        "artifact": f"{result['artifact_bytes']:,} bytes, {result['bits_per_param']:.2f} bits a parameter",
+        "size": f"{result['total_bytes']:,} of {result['cap_bytes']:,} bytes ({share:.0%}): {verdict}",
+        "training": f"{result['steps']:,} steps, {result['train_tokens']:,} tokens, {result['train_seconds']:.0f} s",
+        "step": f"{result['step_ms']:.0f} ms, {result['tokens_per_second']:,.0f} tokens/s, {result['precision']}",
+    }
+    for name, text in rows.items():
+        facts.add_row(name, text)
+    console.print(facts)

@@ -1,0 +1,189 @@
+"""A run is a folder. Every file is written to a temporary name and renamed; a finished folder is never rewritten."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from golf.errors import RunError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "sentencepiece", "safetensors", "zstandard", "wandb", "flash-attn")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write beside, flush to disk, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON in a file; None where the file is absent or not whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Names of the files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log" / "rank0.txt"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "latest.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / "artifact.golf"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of a run that ended well, else None."""
+        result = read_json(self.result)
+        return result if isinstance(result, dict) and result.get("status") == "done" else None
+
+    def set_status(self, state: str, **facts: Any) -> None:
+        """state: running, stopped, failed or done."""
+        write_json(self.status, {"state": state, "pid": os.getpid(), "time": time.time(), **facts})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder: a second process on the same run is refused. The lock dies with its holder."""
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.path}: another process is at work on this run; wait for it or stop it") from None
+            yield
+
+
+def choose_folder(outputs: Path, sweep: str | None, label: str, seed: int, digest: str, *, rerun: bool) -> RunDir:
+    """outputs/<sweep or single>/<label>-s<seed>-<hash8>, or its newest re-run (-r2, -r3 ...); rerun=True begins one."""
+    base = f"{label}-s{seed}-{digest[:8]}"
+    group = outputs / (sweep or "single")
+    taken = [1] if (group / base).exists() else []
+    taken += [int(m[1]) for p in group.glob(f"{base}-r*") if (m := re.fullmatch(rf"{re.escape(base)}-r(\d+)", p.name))]
+    newest = max(taken, default=1)
+    if rerun and taken and RunDir(_attempt(group, base, newest)).finished():
+        newest += 1
+    return RunDir(_attempt(group, base, newest))
+
+
+def _attempt(group: Path, base: str, number: int) -> Path:
+    return group / (base if number == 1 else f"{base}-r{number}")
+
+
+def make_folder(folder: RunDir, config: dict[str, Any], config_yaml: str, command: list[str]) -> None:
+    """Create the folder with its description, or find the same description there (a run that goes on)."""
+    (folder.path / "log").mkdir(parents=True, exist_ok=True)
+    write_json(folder.config, config)
+    write_atomic(folder.path / "config.yaml", config_yaml)
+    write_atomic(folder.path / "command.txt", " ".join(command) + "\n")
+    write_json(folder.path / "environment.json", environment())
+    write_atomic(folder.path / "diff.patch", _git("diff", "HEAD") or "")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, code and hardware, as result.json and the run folder keep them."""
+    diff = _git("diff", "HEAD")
+    return {
+        "python": platform.python_version(),
+        "golf": version("golf"),
+        **{name.replace("-core", ""): _version(name) for name in PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(diff),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def same_code(result: dict[str, Any]) -> bool:
+    """Whether a finished result was made by the code that stands here now."""
+    then, now = result.get("environment", {}), environment()
+    return not then.get("git_dirty") and not now["git_dirty"] and then.get("git_commit") == now["git_commit"]
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Raise UserError where a folder cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+

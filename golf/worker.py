@@ -1,0 +1,124 @@
+"""The torchrun door: one rank of one run. `python golf/worker.py RUN_DIR`, alone or under torchrun. No Hydra here."""
+
+import errno
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from golf import dist, result
+from golf.config import Run, typed
+from golf.errors import RunError, UserError
+from golf.export import export
+from golf.ledger import Ledger
+from golf.loop import LoopState, Stopped, train
+from golf.rundir import RunDir, read_json, write_json
+from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
+from golf.tokens.prepare import Prepared
+
+STOPPED, FAILED, BAD_INPUT = 130, 1, 2
+
+
+def main(path: str) -> int:
+    """Train, export and write result.json; returns the exit code."""
+    folder = RunDir(Path(path))
+    config = read_json(folder.config)
+    if config is None:
+        print(f"golf: {folder.config}: no readable config.json; start the run with golf/train.py", file=sys.stderr)
+        return BAD_INPUT
+    run: Run = typed(config["run"], "", Run)
+    prepared = Prepared.load(Path(config["prepared"]["folder"]))
+    ranks = dist.start(run.compute.device)
+    state = LoopState()
+    try:
+        if ranks.first:
+            with folder.lock():
+                return work(run, prepared, folder, ranks, state, config)
+        return work(run, prepared, folder, ranks, state, config)
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = explain(error, state)
+        if ranks.first:
+            folder.set_status("stopped" if code == STOPPED else "failed", step=state.step, message=message)
+            print(f"golf: {message}", file=sys.stderr, flush=True)
+        if code == FAILED and not isinstance(error, RunError | OSError):
+            raise
+        return code
+
+
+def work(
+    run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, state: LoopState, config: dict[str, Any]
+) -> int:
+    """The run itself, with its sinks opened and closed."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: (_ for _ in ()).throw(Stopped(signum, state.step)))
+    ledger = Ledger()
+    sinks = open_sinks(run, folder, config) if ranks.first else Sink()
+    finished = None
+    try:
+        if ranks.first:
+            folder.set_status("running", step=0)
+        trained = train(run, prepared, folder, ranks, sinks, state, ledger)
+        measured = export(run, prepared, folder, ranks, sinks, state, ledger, trained)
+        if ranks.first:
+            names = {"fingerprint": config["fingerprint"], "config_hash": config["config_hash"]}
+            finished = result.assemble(run, prepared, **names, measured=measured)
+            write_json(folder.result, finished)
+            folder.set_status("done", step=state.step, val_bpb=finished["val_bpb"])
+    finally:
+        sinks.close(finished, folder.artifact if finished else None)
+    if finished:
+        result.show(finished)
+        print(f"\n{folder.path}")
+    dist.finish(ranks)
+    return 0
+
+
+def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:
+    """Terminal, log file, metrics.jsonl, tracker."""
+    console, log = ConsoleSink(run.budget.max_steps), LogFileSink(folder.log)
+    notes = Sinks([console, log])
+    resumed = read_json(folder.status) or {}
+    from_step = resumed.get("step", 0) if run.resume == "auto" and folder.checkpoint.exists() else 0
+    facts = {
+        "run_id": folder.path.name,
+        "name": folder.path.name,
+        "label": run.label,
+        "sweep": run.sweep,
+        "config": config["run"],
+    }
+    tracker = run.log.build(folder.path, facts, notes.note)
+    return Sinks([console, log, JsonlSink(folder.metrics, from_step), tracker])
+
+
+def explain(error: BaseException, state: LoopState) -> tuple[int, str]:
+    """(exit code, one line for people): what happened, at which step, what was saved, what to do."""
+    saved = f"saved: step {state.saved_step}" if state.saved_step is not None else "nothing was saved yet"
+    again = f"{saved}; the same command goes on from there" if state.saved_step is not None else saved
+    if isinstance(error, Stopped | KeyboardInterrupt):
+        return STOPPED, f"{error or 'stopped by SIGINT'}; {again}"
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if out_of_memory:
+        return FAILED, f"out of memory at step {state.step}; lower batch.max_microbatch_sequences; {again}"
+    if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
+        return FAILED, f"disk full at step {state.step}; free some space; {again}"
+    if isinstance(error, UserError):
+        return BAD_INPUT, str(error)
+    if isinstance(error, RunError):
+        return FAILED, f"{error}; {again}"
+    return FAILED, f"{type(error).__name__} at step {state.step}: {error}; {again}"
+
+
+@record
+def guarded(path: str) -> int:
+    """torchelastic's record writes an unexpected exception as JSON for the launcher."""
+    return main(path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: worker.py RUN_DIR (golf/train.py makes the folder and starts this)")
+    sys.exit(guarded(sys.argv[1]))
