@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,26 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
         temporary.unlink(missing_ok=True)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what save_tensors wrote. Raises RunError naming the file where it is damaged."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["meta"])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 (not a dict)
+            yield file
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); delete it to start the run again") from None
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """The JSON-able part of what save_tensors wrote. Raises RunError naming the file where it is damaged."""
+    with _opened(path) as file:
+        return json.loads((file.metadata() or {})["meta"])
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what save_tensors wrote. Raises RunError naming the file where it is damaged."""
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    return tensors, load_meta(path)
 
 
 def pack(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

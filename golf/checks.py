@@ -8,15 +8,8 @@ from golf.config import Run
 from golf.dist import pick_device
 from golf.errors import UserError
 from golf.models.kernels import choose_backend
-from golf.models.lm import LM
 from golf.roles import roles_of
 from golf.tokens.prepare import Prepared
-
-
-def meta_model(run: Run) -> LM:
-    """The model without memory: shapes and names only."""
-    with torch.device("meta"):
-        return run.model.build()
 
 
 def check(run: Run) -> None:
@@ -29,7 +22,7 @@ def check(run: Run) -> None:
             f"try launch.nproc={torch.cuda.device_count()}"
         )
     choose_backend(run.compute.attention, device)
-    model = meta_model(run)
+    model = run.model.build_on_meta()
     run.optimizer.assign(model)
     run.quant.assign(roles_of(model))
     run.chosen_codec.check()

@@ -37,7 +37,20 @@ RESUMES = ("auto", "never")
 
 # Fields of Run that say where, how watched and under which name, not what: two runs that differ only here are one run.
 NOT_IDENTITY = frozenset(
-    {"label", "sweep", "track", "scale", "log", "launch", "checkpoint", "plan", "resume", "rerun", "outputs", "data_dir"}
+    {
+        "label",
+        "sweep",
+        "track",
+        "scale",
+        "log",
+        "launch",
+        "checkpoint",
+        "plan",
+        "resume",
+        "rerun",
+        "outputs",
+        "data_dir",
+    }
 )
 
 
@@ -203,7 +216,9 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
     if "_target_" in node:
         cls = _config_class(node["_target_"], path)
     elif cls is not None and cls.__subclasses__():
-        raise UserError(f"{path}: names no _target_; choose a {cls.__name__}, e.g. one of conf/{path.replace('.', '/')}/")
+        raise UserError(
+            f"{path}: names no _target_; choose a {cls.__name__}, e.g. one of conf/{path.replace('.', '/')}/"
+        )
     if cls is None:
         return {key: typed(value, _join(path, key)) for key, value in items.items() if value is not None}
     _check_keys(cls, items, path)
@@ -249,9 +264,8 @@ def _check_keys(cls: type, items: dict[str, Any], path: str) -> None:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(
-                f"{_join(path, key)}={_short(items[key])}: {cls.__name__} has no such key; {hint}it has {', '.join(fields)}"
-            )
+            given = f"{_join(path, key)}={_short(items[key])}"
+            raise UserError(f"{given}: {cls.__name__} has no such key; {hint}it has {', '.join(fields)}")
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and key not in items:

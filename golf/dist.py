@@ -96,7 +96,7 @@ def start(device: str) -> Ranks:
 
 
 def finish(ranks: Ranks) -> None:
-    """Leave the group together: with handles alive or ranks apart, destroying it aborts now and then (pytorch 190489)."""
+    """Leave the group together: with ranks apart, destroying it aborts now and then (pytorch 190489)."""
     gc.collect()
     if ranks.world > 1 and dist.is_initialized():
         dist.barrier()

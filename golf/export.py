@@ -64,7 +64,9 @@ def export(
     for name in run.eval.evaluators:
         with ledger.phase("eval", run.eval.split):
             scores[name] = scoring.score(fresh, name)
-        sinks.note(f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s")
+        sinks.note(
+            f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s"
+        )
     stored = sum(parameter.numel() for parameter in fresh.parameters())
     return {
         **_score_part(run, raw, pre_quant, scores),

@@ -11,4 +11,4 @@ def positive(**values: float | None) -> None:
     """Raise ValueError for the first value that is zero or less; None (absent) passes."""
     for field, value in values.items():
         if value is not None and value <= 0:
-            raise ValueError(f"{field}={value} must be positive; try {field}=1")
+            raise ValueError(f"{field}={value} is not positive; set it above 0")

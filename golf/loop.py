@@ -1,4 +1,4 @@
-"""The training loop: one function, read from top to bottom. It trains; golf/export.py turns its weights into a score."""
+"""The training loop: one function, read from top to bottom. golf/export.py turns its weights into a score."""
 
 import signal
 import statistics
@@ -137,7 +137,9 @@ def train(
                     record["val_bpb"] = scoring.score(model).bpb
             if record and (due(state, run.log.every_steps) or state.step == 1 or over or "val_bpb" in record):
                 sinks.step(record)
-            late = run.checkpoint.every_seconds is not None and time.monotonic() - saved_at > run.checkpoint.every_seconds
+            late = (
+                run.checkpoint.every_seconds is not None and time.monotonic() - saved_at > run.checkpoint.every_seconds
+            )
             stopping, late = ranks.any_of(request.signum > 0, late)
             if stopping or over or late or due(state, run.checkpoint.every_steps):
                 save(folder, model, optimizer, averager, loader, state, ledger, ranks)
@@ -169,7 +171,9 @@ def train(
             state.step_seconds.append(seconds)
             ledger.add("train", seconds, ("train",))
             if not loss < float("inf"):
-                raise RunError(f"loss became {loss} at step {state.step}; lower the learning rates or set optimizer.clip_norm")
+                raise RunError(
+                    f"loss became {loss} at step {state.step}; lower the learning rates or set optimizer.clip_norm"
+                )
             record = describe(run, state, loss, multiplier)
     loader.close()
     return model, averager, scoring
@@ -203,7 +207,9 @@ def exchange(nll: Tensor, started: float, ranks: Ranks) -> tuple[float, float]:
     """Mean loss over ranks, and the step's seconds by rank 0's clock, the same on every rank."""
     loss = nll.item()  # waits for the device, so that the clock below counts the work
     seconds = time.perf_counter() - started
-    shared = torch.tensor([loss / ranks.world, seconds if ranks.first else 0.0], dtype=torch.float64, device=ranks.device)
+    shared = torch.tensor(
+        [loss / ranks.world, seconds if ranks.first else 0.0], dtype=torch.float64, device=ranks.device
+    )
     loss, seconds = ranks.sum_(shared).tolist()
     return loss, seconds
 

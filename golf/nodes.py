@@ -64,7 +64,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(item, member) for item in value.values())
     options = typing.get_args(hint) or (hint,)
     return any(
-        type(value) in (int, float) if option is float else type(value) is option or
-        (dataclasses.is_dataclass(option) and isinstance(value, typing.cast(type, option)))
+        type(value) in (int, float)
+        if option is float
+        else type(value) is option
+        or (dataclasses.is_dataclass(option) and isinstance(value, typing.cast(type, option)))
         for option in options
     )

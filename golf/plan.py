@@ -1,12 +1,12 @@
 """What a run would be, from its configuration alone: parameters, arithmetic, bytes, schedule. Nothing is trained."""
 
 import math
+import re
 from collections import Counter
 
 from rich.console import Console
 from rich.table import Table
 
-from golf.checks import meta_model
 from golf.config import Run
 from golf.roles import roles_of
 from golf.schedules import Tick
@@ -26,7 +26,7 @@ def flops_per_token(run: Run, shapes: dict[str, tuple[int, ...]], roles: dict[st
 def show(run: Run, prepared: Prepared | None) -> None:
     """Print the plan. prepared: the data where it is ready, None where it is not."""
     console = Console(highlight=False)
-    model = meta_model(run)
+    model = run.model.build_on_meta()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     roles = roles_of(model)
     console.print(_parts(shapes, roles, run))
@@ -40,31 +40,32 @@ def show(run: Run, prepared: Prepared | None) -> None:
 
 def _parts(shapes: dict[str, tuple[int, ...]], roles: dict[str, str], run: Run) -> Table:
     table = Table(title="parameters by part", title_justify="left")
-    for column in ("part", "role", "optimizer group", "format"):
-        table.add_column(column)
-    for column in ("tensors", "parameters"):
-        table.add_column(column, justify="right")
-    groups = run.optimizer.assign(meta_model(run))
+    for column in ("part", "role", "optimizer", "format"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    groups = run.optimizer.assign(run.model.build_on_meta())
     formats = run.quant.assign(roles)
-    tensors: Counter[tuple[str, ...]] = Counter()
-    numbers: Counter[tuple[str, ...]] = Counter()
+    numbers: Counter[tuple[str, str, str, str]] = Counter()
     for name, shape in shapes.items():
-        part = ".".join(piece for piece in name.split(".")[:-1] if not piece.isdigit())
-        key = (part or name, roles[name], groups[name], formats[name])
-        tensors[key] += 1
+        key = (_part(name), roles[name], groups[name], formats[name])
         numbers[key] += math.prod(shape)
     for key, count in numbers.items():
-        table.add_row(*key, str(tensors[key]), f"{count:,}")
+        table.add_row(*key, f"{count:,}")
     table.add_section()
-    table.add_row("all", "", "", "", str(len(shapes)), f"{sum(numbers.values()):,}", style="bold")
+    table.add_row("all", "", "", "", f"{sum(numbers.values()):,}", style="bold")
     return table
+
+
+def _part(name: str) -> str:
+    """stack.blocks.3.mixer.query.weight -> block.mixer.query: the same for every block."""
+    return re.sub(r"^stack\.blocks\.\d+", "block", name).removesuffix(".weight")
 
 
 def _facts(
     run: Run, shapes: dict[str, tuple[int, ...]], roles: dict[str, str], prepared: Prepared | None
 ) -> dict[str, str]:
-    predicted = run.quant.predict_bytes(shapes, roles, run.chosen_codec)
-    verdict = "fits" if predicted <= run.cap_bytes else "[bold red]over the cap[/]"
+    predicted, cap = run.quant.predict_bytes(shapes, roles, run.chosen_codec), run.cap_bytes
+    verdict = "fits" if predicted <= cap else "[bold red]over the cap[/]"
     budget = run.budget
     limits = [f"{budget.max_steps:,} steps"] if budget.max_steps is not None else []
     limits += [f"{budget.max_seconds:g} s"] if budget.max_seconds is not None else []
@@ -79,7 +80,7 @@ def _facts(
         f"{run.batch.sequence_length}, {micro} in a forward, on {run.launch.nproc} process(es)",
         "budget": f"{' or '.join(limits)}, clock {budget.clock}",
         "arithmetic": f"{flops_per_token(run, shapes, roles) / 1e6:,.1f} MFLOP a token",
-        "artifact": f"about {predicted:,} bytes predicted of {run.cap_bytes:,} ({predicted / run.cap_bytes:.0%}): {verdict}",
+        "artifact": f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): {verdict}",
     }
 
 

@@ -19,7 +19,17 @@ import torch
 from golf.errors import RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "sentencepiece", "safetensors", "zstandard", "wandb", "flash-attn")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "sentencepiece",
+    "safetensors",
+    "zstandard",
+    "wandb",
+    "flash-attn",
+)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -185,5 +195,3 @@ def require_writable(folder: Path, key: str) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); choose another folder") from None
-
-

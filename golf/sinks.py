@@ -184,7 +184,7 @@ class WandbSink(Sink):
         logging.getLogger("wandb").setLevel(logging.ERROR)
         import wandb
 
-        mode = self.config.mode
+        mode: Any = self.config.mode
         if mode == "auto":
             mode = "online" if wandb.api.api_key else "offline"
         self.run = wandb.init(

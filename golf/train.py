@@ -1,7 +1,9 @@
 """The Hydra door: compose, type, check, name the run's folder, and become its worker (or torchrun). Hydra ends here."""
 
 import os
+import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -13,40 +15,54 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from golf import checks, plan, result, rundir
-from golf.config import Run, register_resolvers, typed
+from golf.compose import VERSION_BASE, run_of
+from golf.config import Run, register_resolvers
 from golf.errors import RunError, UserError
 from golf.launcher import jobs
 
 register_resolvers()
-composed: list[Run] = []
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def compose(cfg: DictConfig) -> None:
-    """Hydra's task: nothing but typing. What runs is decided in main(), after Hydra has let go of the process."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """What Hydra's task hands over: typing waits until Hydra has let go, since it adds a line to every error within."""
+
+    config: DictConfig
+    choices: dict[str, str | None]
+
+
+composed: list[Composed] = []
+
+
+@hydra.main(version_base=VERSION_BASE, config_path="../conf", config_name="config")
+def compose(config: DictConfig) -> None:
+    """Hydra's task: keep the composed configuration."""
+    composed.append(Composed(config, dict(HydraConfig.get().runtime.choices)))
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Refuse what Hydra would take silently: a key given twice (the last would win), and multirun for now."""
+    if {"-m", "--multirun"} & set(arguments):
         raise UserError("-m (multirun): this version runs one configuration at a time; start each by itself")
-    node = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(node, dict)
-    if node["label"] is None:
-        choices = HydraConfig.get().runtime.choices
-        node["label"] = choices.get("experiment") or f"{choices['model']}-{choices['quant']}"
-    composed.append(typed(node, "", Run))
-
-
-def refuse_repeats(arguments: list[str]) -> None:
-    """A key given twice is a slip: Hydra would silently take the last."""
     seen: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")]):
         key = override.get_key_element().lstrip("+~")
         if key in seen:
             raise UserError(f"{key} is given twice ({seen[key]} and {override.input_line}); keep one")
         seen[key] = str(override.input_line)
+
+
+def one_line(error: Exception, arguments: list[str]) -> str:
+    """The message of a composition error, with the offending argument and without Hydra's advice to append it."""
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        given = next((a for a in arguments if a.lstrip("+~").startswith(unknown[1])), unknown[1])
+        return f"{given}: there is no key {unknown[1]}; --cfg job prints every key there is"
+    return " ".join(line.strip() for line in str(error).splitlines()[:3] if line.strip())
 
 
 def start(run: Run) -> int:
@@ -56,8 +72,8 @@ def start(run: Run) -> int:
     if run.plan:
         plan.show(run, run.data.find(data_dir))
         return 0
-    for folder, key in ((data_dir, "data_dir"), (outputs, "outputs")):
-        rundir.require_writable(folder, key)
+    for place, key in ((data_dir, "data_dir"), (outputs, "outputs")):
+        rundir.require_writable(place, key)
     prepared = run.data.prepare(data_dir)
     checks.check_data(run, prepared)
     folder, finished = jobs.open_run(run, prepared, outputs, sys.argv)
@@ -75,12 +91,14 @@ def start(run: Run) -> int:
 def main() -> int:
     """Exit code 2 and one line for bad input; the worker's own code otherwise."""
     try:
-        refuse_repeats(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         compose()
-        return start(composed[0]) if composed else 0
+        if not composed:
+            return 0  # --help, --cfg and their kin have printed what was asked for
+        done = composed.pop()
+        return start(run_of(done.config, done.choices))
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        print(f"golf: {' '.join(lines[:3])}", file=sys.stderr)
+        print(f"golf: {one_line(error, sys.argv[1:])}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"golf: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from golf import dist, result
+from golf.checkpoint import load_meta
 from golf.config import Run, typed
 from golf.errors import RunError, UserError
 from golf.export import export
@@ -81,8 +82,8 @@ def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:
     """Terminal, log file, metrics.jsonl, tracker."""
     console, log = ConsoleSink(run.budget.max_steps), LogFileSink(folder.log)
     notes = Sinks([console, log])
-    resumed = read_json(folder.status) or {}
-    from_step = resumed.get("step", 0) if run.resume == "auto" and folder.checkpoint.exists() else 0
+    resumes = run.resume == "auto" and folder.checkpoint.exists()
+    from_step = load_meta(folder.checkpoint)["step"] if resumes else 0
     facts = {
         "run_id": folder.path.name,
         "name": folder.path.name,

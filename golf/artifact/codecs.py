@@ -1,4 +1,4 @@
-"""Byte coders of the artifact's payload. A codec that is asked for and absent is an error: none stands in for another."""
+"""Byte coders of the artifact's payload. One that is asked for and absent is an error: none stands in."""
 
 import importlib.util
 import zlib

@@ -5,7 +5,6 @@ of every tensor in table order, little-endian, through the codec). The header's 
 golf's own config classes, taken from a list that is made here, so that a file can't import a module.
 """
 
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -45,7 +44,7 @@ def config_classes() -> dict[str, type]:
             module = importlib.import_module(f"{package}.{info.name}")
             for name, value in vars(module).items():
                 own = isinstance(value, type) and value.__module__ == module.__name__
-                if own and name.endswith("Config") and dataclasses.is_dataclass(value):
+                if own and name.endswith("Config") and "__dataclass_fields__" in vars(value):
                     classes[f"{module.__name__}.{name}"] = value
     return classes
 
@@ -130,8 +129,7 @@ def _payload_size(header: dict[str, Any]) -> int:
 
 
 def _load(config: LMConfig, formats: dict[str, FormatConfig], tensors: list, payload: bytes) -> LM:
-    with torch.device("meta"):
-        model = config.build()
+    model = config.build_on_meta()
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if sorted(name for name, _, _ in tensors) != sorted(roles_of(model)):
         raise ValueError("its tensors are not those of its model")

@@ -14,9 +14,7 @@ from golf.rundir import ROOT, RunDir, choose_folder, make_folder
 from golf.tokens.prepare import Prepared
 
 
-def open_run(
-    run: Run, prepared: Prepared, outputs: Path, command: list[str]
-) -> tuple[RunDir, dict[str, Any] | None]:
+def open_run(run: Run, prepared: Prepared, outputs: Path, command: list[str]) -> tuple[RunDir, dict[str, Any] | None]:
     """The run's folder, made or found, and its result where it is finished already."""
     digest = fingerprint(run, prepared.digest)
     folder = choose_folder(outputs, run.sweep, run.label, run.seed, digest, rerun=run.rerun)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from golf.errors import UserError
 from golf.fields import positive
 from golf.models.norms import norm
-from golf.models.slots import Context, LinearConfig, MixerConfig, OutputPartConfig, ValuePartConfig
+from golf.models.slots import Context, LinearConfig, MixerConfig, OutputPartConfig, ValuePartConfig, named_parts
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,18 +67,12 @@ class Attention(nn.Module):
         self.values = linear.build(dim, kv_dim)
         self.out = linear.build(dim, dim, residual=True)
         self.gain_H = nn.Parameter(torch.full((config.heads,), config.qk_gain))
-        value = {
-            name: part.build(dim, config.kv_heads, self.head_dim, layer, layers)
-            for name, part in config.value.items()
-            if part is not None
-        }
-        output = {
-            name: part.build(dim, config.heads, config.kv_heads, layer, layers)
-            for name, part in config.output.items()
-            if part is not None
-        }
-        self.value_parts = nn.ModuleDict({name: part for name, part in value.items() if part is not None})
-        self.output_parts = nn.ModuleDict({name: part for name, part in output.items() if part is not None})
+        self.value_parts = named_parts(
+            "model.mixer.value", config.value, lambda part: part.build(dim, self.kv_heads, self.head_dim, layer, layers)
+        )
+        self.output_parts = named_parts(
+            "model.mixer.output", config.output, lambda part: part.build(dim, self.heads, self.kv_heads, layer, layers)
+        )
 
     def forward(self, h_BTD: Tensor, context: Context) -> Tensor:
         B, T, D = h_BTD.shape

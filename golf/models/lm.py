@@ -1,9 +1,11 @@
 """The language model shell: LM(embed, stack(blocks), head). Legend of the shapes: golf/models/slots.py."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from golf.fields import positive
 from golf.models.kernels import sdpa
@@ -19,6 +21,7 @@ from golf.models.slots import (
     ResidualConfig,
     StackConfig,
 )
+
 
 @dataclass(kw_only=True, slots=True)
 class LMConfig:
@@ -42,6 +45,20 @@ class LMConfig:
         """A model with fresh weights from torch's global generator, on the current default device."""
         return LM(self)
 
+    def build_on_meta(self) -> "LM":
+        """The model without memory or values: names and shapes only."""
+        with torch.device("meta"), _NoFill():
+            return LM(self)
+
+
+class _NoFill(TorchFunctionMode):
+    """Random fills do nothing (on the meta device the first normal_ would import two seconds of symbolic algebra)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
 
 class Block(nn.Module):
     """One layer: what mixes tokens, what mixes channels, and how both add back."""
@@ -58,6 +75,9 @@ class Block(nn.Module):
 
 class LM(nn.Module):
     """ids_BT -> losses or log-probabilities. Weights are fp32 masters; activations run in `compute_dtype`."""
+
+    embed: nn.Module
+    head: Any
 
     def __init__(self, config: LMConfig):
         super().__init__()

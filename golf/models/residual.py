@@ -11,7 +11,7 @@ from golf.models.slots import Context, ResidualConfig
 
 @dataclass(kw_only=True, slots=True)
 class ResidMixConfig(ResidualConfig):
-    """Each block starts from a mix of the stream and the embedded input; learned scales a channel (upstream baseline)."""
+    """Each block starts from a mix of the stream and the embedded input; scales a channel (upstream baseline)."""
 
     def build(self, dim: int, layer: int, layers: int) -> "ResidMix":
         return ResidMix(dim)

@@ -4,11 +4,13 @@ Legend for golf/models: B batch rows, T tokens, D model width, H query heads, K 
 M hidden width of an MLP, V vocabulary, I and O the input and output width of a matrix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+from golf.errors import UserError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q_BTHC, k_BTKC, v_BTKC -> y_BTHC, causal
 
@@ -27,6 +29,18 @@ class Context:
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
+
+
+def named_parts(path: str, configs: Mapping[str, Any], build: Callable[[Any], nn.Module | None]) -> nn.ModuleDict:
+    """The parts that are there, by name. Raises UserError for a name that torch keeps for itself."""
+    built = {name: build(config) for name, config in configs.items() if config is not None}
+    parts = nn.ModuleDict()
+    for name, part in built.items():
+        if hasattr(parts, name) or "." in name:
+            raise UserError(f"{path}.{name}: torch modules have no room for this name; try {name.replace('.', '_')}_part")
+        if part is not None:
+            parts[name] = part
+    return parts
 
 
 @dataclass(kw_only=True, slots=True)

@@ -54,4 +54,6 @@ class AdamW(Group):
     def load(self, state: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             keys = ("step", "exp_avg", "exp_avg_sq")
-            self.inner.state[parameter] = {key: state[f"{name}/{key}"].clone() for key in keys if f"{name}/{key}" in state}
+            self.inner.state[parameter] = {
+                key: state[f"{name}/{key}"].clone() for key in keys if f"{name}/{key}" in state
+            }

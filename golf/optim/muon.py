@@ -16,7 +16,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of X <- aX + (bA + cA^2)X with A 
 
 @dataclass(kw_only=True, slots=True)
 class MuonConfig(GroupConfig):
-    """Momentum SGD whose update is the nearest orthogonal matrix, scaled by sqrt(max(1, rows/cols)) (upstream baseline)."""
+    """Momentum SGD, the update made orthogonal and scaled by sqrt(max(1, rows/cols)) (upstream baseline)."""
 
     lr: float
     momentum: Schedule
@@ -61,12 +61,13 @@ class Muon(Group):
         self.batches = list(shapes.values())
         self.momenta = [torch.stack([torch.zeros_like(p) for p in batch.values()]) for batch in self.batches]
 
+    @torch.no_grad()
     def step(self, multiplier: float, tick: Tick) -> None:
         lr = self.config.lr * multiplier
         momentum = self.config.momentum(tick)
         decay = 1 - lr * self.config.weight_decay(tick)
         for batch, buffer_NOI in zip(self.batches, self.momenta, strict=True):
-            weights = list(batch.values())
+            weights: list[Tensor] = list(batch.values())
             gradient_NOI = torch.stack([w.grad if w.grad is not None else torch.zeros_like(w) for w in weights])
             buffer_NOI.mul_(momentum).add_(gradient_NOI)
             update_NOI = gradient_NOI.add_(buffer_NOI, alpha=momentum) if self.config.nesterov else buffer_NOI

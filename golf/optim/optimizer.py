@@ -52,9 +52,7 @@ class OptimizerConfig:
 
     def assign(self, model: nn.Module) -> dict[str, str]:
         """parameter name -> group name, every parameter once."""
-        return assign(
-            roles_of(model), roles=self.roles, names=self.names, default=self.default, path="optimizer"
-        )
+        return assign(roles_of(model), roles=self.roles, names=self.names, default=self.default, path="optimizer")
 
     def build(self, model: nn.Module, dtype: torch.dtype) -> "Optimizer":
         return Optimizer(self, model, dtype)

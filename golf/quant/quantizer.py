@@ -36,7 +36,7 @@ class QuantConfig:
         return assign(roles, roles=self.roles, names=self.names, default=self.default, path="quant")
 
     def quantize(self, weights: dict[str, Tensor], roles: dict[str, str]) -> dict[str, Stored]:
-        """Store every weight by its role's format. weights and roles: by parameter name; nothing is changed in place."""
+        """Store every weight by its role's format. weights, roles: by parameter name; nothing is changed in place."""
         claimed = self.assign(roles)
         return {
             name: Stored(claimed[name], self.formats[claimed[name]].encode(weight.detach().cpu()))

@@ -1,0 +1,37 @@
+"""From conf/ to a typed Run: what the Hydra door, tests and benchmarks share. Only doors import this file."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from golf.config import Run, register_resolvers, typed
+from golf.rundir import ROOT
+
+VERSION_BASE = "1.3"
+CONF = ROOT / "conf"
+
+
+def run_of(config: DictConfig, choices: Mapping[str, str | None]) -> Run:
+    """The typed run of a composed configuration; choices: group -> option, for the label where none is given."""
+    node = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(node, dict)
+    if node["label"] is None:
+        node["label"] = choices.get("experiment") or f"{choices['model']}-{choices['quant']}"
+    return typed(node, "", Run)
+
+
+def compose(overrides: Sequence[str] = ()) -> Run:
+    """Compose conf/ with command-line overrides, outside of Hydra's own main. Raises as the command line would."""
+    os.environ.setdefault("GOLF_ROOT", str(ROOT))
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return run_of(config, choices)

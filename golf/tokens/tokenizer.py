@@ -1,0 +1,176 @@
+"""SentencePiece tokenizers: training with the challenge's settings, encoding, counting bytes of tokens."""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from golf.errors import UserError
+
+SPACE = "\u2581"  # SentencePiece's mark of a space before a piece
+PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+# The trainer drops sentences over 4,192 bytes without a word; this many characters are at most 4,000 bytes.
+LINE_CHARACTERS = 1000
+BATCH_CHARACTERS = 4_000_000
+
+
+def training_lines(documents: Iterable[str]) -> Iterator[str]:
+    """Documents cut into lines of at most LINE_CHARACTERS, at white space where there is some."""
+    for text in documents:
+        start = 0
+        while len(text) - start > LINE_CHARACTERS:
+            stop = start + LINE_CHARACTERS
+            cut = max(text.rfind(" ", start + 1, stop), text.rfind("\n", start + 1, stop))
+            cut = cut if cut > start else stop
+            yield text[start:cut]
+            start = cut
+        yield text[start:]
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> None:
+    """Train SentencePiece BPE with the settings of the challenge's exporter and write the model to `path`.
+
+    The bytes written depend on the documents and vocab_size only. Raises UserError when the text cannot give
+    a vocabulary of exactly this size. Source: openai/parameter-golf, data/download_hf_docs_and_tokenize.py.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=training_lines(documents),
+            model_writer=model,  # no path of this machine gets into the model
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.999,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="nmt_nfkc",
+            add_dummy_prefix=False,
+            pad_id=PAD_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        fix = f"its characters and the 256 bytes need at least {needed[1]}" if needed else str(error)
+        raise UserError(f"data.vocab_size={vocab_size}: no tokenizer can be trained on this text: {fix}") from None
+    reached = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
+    if reached != vocab_size:
+        raise UserError(
+            f"data.vocab_size={vocab_size} is more than this text can fill; set data.vocab_size={reached} or "
+            "less, or give more text"
+        )
+    path.write_bytes(model.getvalue())
+
+
+def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """Open a .model file; UserError where it is missing or not one."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not a SentencePiece model that can be read ({reason}); prepare the data again"
+        ) from None
+
+
+def encode_documents(path: Path, documents: list[str], label: str) -> Iterator[np.ndarray]:
+    """Yield each document as BOS and its tokens (1 + n,) uint16, in order and without EOS, as upstream does.
+
+    SentencePiece's own threads share each batch out over the cores, as upstream's exporter does.
+    """
+    tokenizer = load_tokenizer(path)
+    bos_id, threads = tokenizer.bos_id(), os.cpu_count() or 1
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"encoding {label}", total=sum(map(len, documents)))
+        for batch in _batches(documents):
+            for ids in tokenizer.encode(batch, out_type=int, num_threads=threads):
+                yield np.array([bos_id, *ids], dtype=np.uint16)
+            progress.advance(task, sum(map(len, batch)))
+
+
+def _batches(documents: list[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class ByteCounter:
+    """How many UTF-8 bytes of text each token stands for: the denominator of bits per byte.
+
+    A piece counts its UTF-8 length without its leading U+2581, a byte piece 1, a control, unknown or unused
+    piece 0. The mark counts 1 more, unless the token before is control, unknown or unused (a document's first
+    word has no space before it). With the mark in the table as well it would count twice, as in PR 1698.
+    Source: the challenge's train_gpt.py.
+    """
+
+    def __init__(self, base_V: Tensor, mark_V: Tensor, boundary_V: Tensor) -> None:
+        """base_V int64: bytes but for the mark; mark_V bool: begins with it; boundary_V bool: control etc."""
+        self.base_V, self.mark_V, self.boundary_V = base_V, mark_V, boundary_V
+
+    @classmethod
+    def from_tokenizer(cls, path: Path) -> "ByteCounter":
+        """Tables of a .model file. UserError for tokenizers whose bytes the rule cannot count exactly."""
+        tokenizer = load_tokenizer(path)
+        ids = range(tokenizer.vocab_size())
+        if sum(map(tokenizer.is_byte, ids)) != 256:
+            raise UserError(
+                f"{path}: has no byte fallback, so unknown characters have no bytes to count; use a "
+                "tokenizer trained with byte_fallback=True (fineweb_1024_bpe.model is, *_cipfi.model are not)"
+            )
+        if tokenizer.is_unknown(tokenizer.piece_to_id(SPACE)):
+            raise UserError(
+                f"{path}: U+2581 alone is not a token, so spaces have no token; train one with golf/data.py"
+            )
+        boundary = [tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) for i in ids]
+        base, mark = [], []
+        for i in ids:
+            piece = tokenizer.id_to_piece(i)
+            if boundary[i] or tokenizer.is_byte(i):
+                base.append(0 if boundary[i] else 1)
+                mark.append(False)
+                continue
+            if SPACE in piece[1:]:
+                raise UserError(f"{path}: piece {piece!r} has a space inside; train it with split_by_whitespace=True")
+            base.append(len(piece.removeprefix(SPACE).encode()))
+            mark.append(piece.startswith(SPACE))
+        return cls(torch.tensor(base), torch.tensor(mark), torch.tensor(boundary))
+
+    def to(self, device: torch.device | str) -> "ByteCounter":
+        """The same tables on another device."""
+        return ByteCounter(self.base_V.to(device), self.mark_V.to(device), self.boundary_V.to(device))
+
+    def count(self, previous: Tensor, target: Tensor) -> Tensor:
+        """Bytes of each target given the token before it; int64 of any one shape, on the tables' device."""
+        return self.base_V[target] + (self.mark_V[target] & ~self.boundary_V[previous])
+
+    def stream_bytes(self, tokens: np.ndarray) -> np.ndarray:
+        """Bytes (n - 1,) int64 of tokens[1:], each given its predecessor; tables on the CPU."""
+        ids = torch.from_numpy(tokens.astype(np.int64))
+        return self.count(ids[:-1], ids[1:]).numpy()
+
+    def total(self, chunks: Iterable[np.ndarray]) -> int:
+        """Bytes of a whole stream, in consecutive chunks, but for its first token (a BOS, which has none)."""
+        total, last = 0, np.empty(0, dtype=np.uint16)
+        for chunk in chunks:
+            total += int(self.stream_bytes(np.concatenate([last, chunk])).sum())
+            last = chunk[-1:]
+        return total

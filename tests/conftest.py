@@ -1,0 +1,64 @@
+"""Toy runs: a two-layer model on a few hundred made-up documents, small enough to train in a second."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a shared core cost more than they bring
+os.environ["WANDB_MODE"] = "offline"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from golf.compose import compose
+from golf.config import Run
+from tests.tokens.helpers import toy_data
+
+torch.set_num_threads(1)
+
+TOY = [
+    "track=tiny",
+    "data=text",
+    "data.vocab_size=384",
+    "model.dim=32",
+    "model.layers=3",
+    "model.mixer.heads=2",
+    "model.mixer.kv_heads=1",
+    "batch.sequence_length=32",
+    "batch.tokens_per_step=256",
+    "batch.max_microbatch_sequences=4",
+    "budget.max_steps=6",
+    "compute.precision=fp32",
+    "log=none",
+    "log.every_steps=2",
+    "checkpoint.every_seconds=null",
+]
+
+
+def merged(base: list[str], extra: list[str]) -> list[str]:
+    """Overrides, the later of two for one key kept."""
+    by_key = {override.split("=", 1)[0]: override for override in [*base, *extra]}
+    return list(by_key.values())
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the toy text and its prepared data, made once a session."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy_data(folder, documents=600)
+    compose(toy_overrides(folder, [])).data.prepare(folder / "data", log=lambda line: None)
+    return folder
+
+
+def toy_overrides(folder: Path, extra: list[str]) -> list[str]:
+    """The command line of a toy run on the text in `folder`."""
+    (text,) = folder.glob("toy-*.jsonl")
+    places = [f"data.path={text}", f"data_dir={folder / 'data'}", f"outputs={folder / 'outputs'}"]
+    return merged([*TOY, *places, "data.val_one_in=8", "data.tune_one_in=8"], extra)
+
+
+@pytest.fixture
+def toy(toy_folder: Path) -> Callable[..., Run]:
+    """toy(*overrides) -> a typed toy run on prepared data."""
+    return lambda *extra: compose(toy_overrides(toy_folder, list(extra)))

@@ -1,0 +1,182 @@
+"""Every YAML composes, holds all fields of its dataclass, and says what it is; wrong ones are refused with a key."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from golf.compose import CONF, compose
+from golf.config import NOT_IDENTITY, Run, fingerprint, identity, typed
+from golf.errors import UserError
+from golf.nodes import plain, without_nulls
+
+YAMLS = sorted(CONF.rglob("*.yaml"))
+TRACKS = sorted(path.stem for path in (CONF / "track").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+OWNED_BY_TRACKS = {"track", "cap_bytes", "scale", "budget", "compute", "launch", "data"}
+
+
+def choice(path: Path) -> str:
+    """conf/model/mlp/relu2.yaml -> model/mlp=relu2."""
+    relative = path.relative_to(CONF).with_suffix("")
+    return f"{relative.parent}={relative.name}"
+
+
+def targets(node: object, where: str = "") -> list[tuple[str, dict]]:
+    if isinstance(node, dict):
+        below = [found for key, item in node.items() for found in targets(item, f"{where}.{key}")]
+        return [(where, node), *below] if "_target_" in node else below
+    return []
+
+
+@pytest.mark.parametrize("path", [p for p in YAMLS if p.name != "config.yaml"], ids=choice)
+def test_every_yaml_composes_types_and_begins_with_a_comment(path: Path) -> None:
+    run = compose([choice(path)])
+    assert isinstance(run, Run)
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# ") and lines[0].endswith((".", ")")), "the first line says what it is"
+
+
+@pytest.mark.parametrize("path", [p for p in YAMLS if p.name != "config.yaml"], ids=choice)
+def test_composed_nodes_hold_all_fields(path: Path) -> None:
+    for where, node in targets(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
+        fields = {field.name for field in dataclasses.fields(get_class(node["_target_"]))}
+        composed_elsewhere = {"codec", "embed", "mixer", "mlp", "residual", "stack", "linear", "head"}
+        assert fields - composed_elsewhere <= set(node), f"{path.name}{where} leaves out fields"
+
+
+@pytest.mark.parametrize("track", TRACKS)
+@pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])
+def test_experiments_compose_on_every_track(track: str, experiment: str | None) -> None:
+    run = compose([f"track={track}"] + ([f"experiment={experiment}"] if experiment else []))
+    run.model.build_on_meta()
+    assert run.track == track
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_leave_what_tracks_own(experiment: str) -> None:
+    node = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
+    assert isinstance(node, dict) and not OWNED_BY_TRACKS & set(node)
+
+
+@pytest.mark.parametrize("track", TRACKS)
+def test_tracks_hold_nothing_about_ideas(track: str) -> None:
+    node = OmegaConf.to_container(OmegaConf.load(CONF / "track" / f"{track}.yaml"))
+    assert isinstance(node, dict) and set(node) <= OWNED_BY_TRACKS | {"defaults", "batch", "checkpoint", "eval"}
+
+
+def test_scale_and_precedence() -> None:
+    full, laptop = compose(["track=h100x8"]), compose(["track=laptop"])
+    assert (full.model.dim, full.model.layers, full.batch.tokens_per_step) == (512, 9, 524_288)
+    assert (laptop.model.dim, laptop.model.layers) == (192, 4)
+    assert laptop.batch.tokens_per_step % laptop.batch.sequence_length == 0
+    assert compose(["track=h100x8", "model.dim=320", "data=sotu"]).model.dim == 320
+    assert type(compose(["track=h100x8", "data=sotu"]).data).__name__ == "SotuConfig"
+
+
+WRONG = {
+    "unknown key": (["+model.dimm=3"], r"model\.dimm=3: LMConfig has no such key; did you mean dim\?"),
+    "wrong type": (["model.dim=abc"], r"model\.dim='abc': .*int"),
+    "fraction for a whole number": (["model.dim=512.5"], r"model\.dim=512\.5: .*int"),
+    "empty value": (["model.layers="], r"model\.layers='': .*int"),
+    "unknown nested key": (["+model.mixer.head=3"], r"model\.mixer\.head=3: .*did you mean heads\?"),
+    "heads and kv_heads": (["model.mixer.kv_heads=3"], r"model\.mixer\.kv_heads=3 must divide heads=8; try"),
+    "cap of zero": (["cap_bytes=0"], r"cap_bytes=0 is not positive"),
+    "no limit": (["budget.max_steps=null"], r"budget\.max_steps=null while clock=steps; set"),
+    "unknown clock": (["budget.clock=hours"], r"budget\.clock='hours' .*steps, seconds"),
+    "ragged batch": (["batch.tokens_per_step=1000"], r"batch\.tokens_per_step=1000 must be a multiple .*try \d+"),
+    "unknown main evaluator": (["eval.main=slidng"], r"eval\.main='slidng' .*plain"),
+    "stride past the window": (["eval=sliding", "eval.evaluators.sliding.stride=4096"], r"sliding\.stride=4096 .*at most"),
+    "table to nowhere": (["optimizer.roles.matrix=nope"], r"optimizer\.roles\.matrix=nope: .*matrices"),
+    "format to nowhere": (["quant.roles.matrix=nope"], r"quant\.roles\.matrix=nope: .*int6"),
+    "codec level": (["codec=zlib", "codec.level=12"], r"codec\.level=12 must lie in 1 \.\. 9"),
+    "bits": (["quant.formats.int6.bits=9"], r"quant\.formats\.int6\.bits=9 must lie in 2 \.\. 8"),
+    "seed": (["seed=-1"], r"seed=-1 must lie"),
+    "label as a path": (["label=a/b"], r"label='a/b' names a folder"),
+    "vocabulary": (["data.vocab_size=70000"], r"data\.vocab_size=70000"),
+    "zero schedule": (["schedule.steps=0"], r"schedule\.steps=0 is not positive"),
+}
+
+
+@pytest.mark.parametrize("overrides, message", WRONG.values(), ids=WRONG)
+def test_wrong_values_name_key_value_and_fix(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_kind_in_a_slot() -> None:
+    node = plain(compose())
+    for path, part, word in (
+        (("model", "mixer"), node["schedule"], "model.mixer"),
+        (("optimizer", "groups", "matrices"), node["schedule"], "optimizer.groups.matrices"),
+        (("quant", "codec"), node["average"], "quant.codec"),
+        (("schedule",), {"_target_": "golf.nowhere.X"}, "schedule._target_=golf.nowhere.X"),
+        (("schedule",), {"_target_": "collections.OrderedDict"}, "schedule._target_=collections.OrderedDict"),
+        (("model", "mlp"), {"expand": 2.0}, "model.mlp: names no _target_"),
+    ):
+        broken = plain(compose())
+        inner = broken
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = part
+        with pytest.raises(UserError, match=re.escape(word)):
+            typed(broken, "", Run)
+
+
+def test_canonical_form_round_trips() -> None:
+    run = compose(["eval=sliding", "average=ema", "codec=zlib"])
+    assert plain(typed(plain(run), "", Run)) == plain(run)
+
+
+def test_null_members_of_named_dicts_are_absent() -> None:
+    node = plain(compose())
+    node["model"]["mixer"]["output"] = {"gate": None}
+    assert typed(node, "", Run).model.mixer.output == {}
+
+
+def test_fingerprint_ignores_names_places_and_new_null_fields() -> None:
+    run = compose()
+    same = compose(["label=other", "log=none", "outputs=elsewhere", "launch.nproc=2", "plan=true", "rerun=true"])
+    assert fingerprint(run, "d") == fingerprint(same, "d")
+    assert fingerprint(run, "d") != fingerprint(run, "e"), "data is named by what was prepared"
+    assert fingerprint(run, "d") != fingerprint(compose(["seed=2"]), "d")
+    assert fingerprint(run, "d", with_seed=False) == fingerprint(compose(["seed=2"]), "d", with_seed=False)
+    for key in ("model.dim=208", "quant=int8", "average=ema", "eval=sliding", "budget.max_steps=7", "cap_bytes=9"):
+        assert fingerprint(run, "d") != fingerprint(compose([key]), "d"), key
+
+
+def test_a_new_field_at_its_null_default_leaves_fingerprints() -> None:
+    """A class that gained `window: int | None = None` and `extra: dict = {}` canonicalises as the one that had neither."""
+
+    @dataclasses.dataclass(kw_only=True, slots=True)
+    class Part:
+        width: int
+
+    old = Part
+    new = dataclasses.make_dataclass(
+        "Part",
+        [("width", int), ("window", int | None, None), ("extra", dict, dataclasses.field(default_factory=dict))],
+        namespace={"__qualname__": old.__qualname__, "__module__": old.__module__},
+    )
+    new.__module__, new.__qualname__ = old.__module__, old.__qualname__
+    assert without_nulls(plain(old(width=3))) == without_nulls(plain(new(width=3)))
+    assert without_nulls(plain(old(width=3))) != without_nulls(plain(new(width=3, window=0)))
+
+
+def test_identity_is_the_whole_run_but_for_a_pinned_list() -> None:
+    fields = {field.name for field in dataclasses.fields(Run)}
+    assert fields >= NOT_IDENTITY
+    assert set(identity(compose(["codec=zlib"]), "d")) == fields - NOT_IDENTITY | {"_target_"}
+
+
+def test_module_names_shadow_nothing() -> None:
+    """`python golf/train.py` would put golf/ first on the path: a file named like a stdlib module breaks everyone."""
+    import sys
+
+    names = {path.stem for path in (CONF.parent / "golf").iterdir()}
+    assert "train" in names and not names & set(sys.stdlib_module_names)

@@ -1,0 +1,224 @@
+"""Every model YAML: builds, starts near log(vocab), is causal, and trains all that it should."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from golf.compose import CONF, compose
+from golf.config import Run
+from golf.models.attention import rotary_tables, rotate
+from golf.models.kernels import choose_backend, sdpa
+from golf.models.lm import LM
+from golf.models.norms import norm
+from golf.models.slots import Context, OutputPartConfig, ValuePartConfig
+from golf.optim.optimizer import OptimizerConfig
+from golf.roles import roles_of
+from golf.schedules import Tick
+
+CHOICES = sorted(
+    f"{path.parent.relative_to(CONF)}={path.stem}" for path in (CONF / "model").rglob("*.yaml")
+)
+
+
+def built(run: Run) -> LM:
+    torch.manual_seed(0)
+    return run.model.build()
+
+
+def ids_for(run: Run, rows: int = 2, length: int = 24) -> Tensor:
+    return torch.randint(run.model.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=CHOICES)
+def run(request: pytest.FixtureRequest, toy: Callable[..., Run]) -> Run:
+    return toy(request.param)
+
+
+def test_initial_loss_is_log_vocab(run: Run) -> None:
+    ids = ids_for(run, rows=8)
+    assert built(run)(ids[:, :-1], ids[:, 1:])["nll"].item() == pytest.approx(math.log(run.model.vocab_size), abs=0.05)
+
+
+def test_log_probs_are_normalised_and_agree_with_the_loss(run: Run) -> None:
+    model, ids = moved(run), ids_for(run)
+    log_probs = model.log_probs(ids[:, :-1])
+    assert torch.allclose(log_probs.exp().sum(-1), torch.ones(2, 23), atol=1e-5)
+    nll = -log_probs.gather(-1, ids[:, 1:, None]).mean()
+    assert nll.item() == pytest.approx(model(ids[:, :-1], ids[:, 1:])["nll"].item(), abs=1e-5)
+    assert torch.equal(model.log_probs(ids[:, :-1], last=5), log_probs[:, -5:])
+
+
+def moved(run: Run, steps: int = 2) -> LM:
+    """A model after a few steps, so that matrices that begin at zero do something."""
+    model = built(run)
+    optimizer = run.optimizer.build(model, torch.float32)
+    ids = ids_for(run, rows=4)
+    for step in range(steps):
+        optimizer.zero_grad()
+        torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
+        optimizer.step(1.0, Tick(step, 0.5, 10))
+    return model
+
+
+def test_causal(run: Run) -> None:
+    model, ids = moved(run), ids_for(run)
+    changed = ids.clone()
+    changed[:, 10] = (changed[:, 10] + 1) % run.model.vocab_size
+    with torch.no_grad():
+        before, after = model.log_probs(ids), model.log_probs(changed)
+    assert torch.equal(before[:, :10], after[:, :10])
+    assert not torch.allclose(before[:, 10:], after[:, 10:])
+
+
+def test_every_parameter_gets_a_gradient_after_one_step(run: Run) -> None:
+    model, ids = moved(run), ids_for(run)
+    model.zero_grad()
+    torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead
+
+
+def test_every_parameter_is_claimed_once_by_optimizer_and_quantiser(run: Run) -> None:
+    model = run.model.build_on_meta()
+    names = {name for name, _ in model.named_parameters()}
+    assert set(run.optimizer.assign(model)) == set(run.quant.assign(roles_of(model))) == names
+
+
+def test_no_graph_breaks(run: Run) -> None:
+    ids = ids_for(run)
+    whole = torch.compile(built(run), fullgraph=True, backend="aot_eager")
+    assert torch.isfinite(whole(ids[:, :-1], ids[:, 1:])["nll"])
+
+
+def test_bf16_stays_close(run: Run) -> None:
+    model, ids = moved(run), ids_for(run)
+    full = model(ids[:, :-1], ids[:, 1:])["nll"].item()
+    model.compute_dtype = torch.bfloat16
+    assert model(ids[:, :-1], ids[:, 1:])["nll"].item() == pytest.approx(full, abs=0.02)
+
+
+def test_naive_baseline_has_the_published_size() -> None:
+    full = compose(["track=h100x8", "model=baseline"])
+    assert sum(p.numel() for p in full.model.build_on_meta().parameters()) == 17_059_912
+
+
+def test_meta_model_has_the_shapes_of_the_real_one(toy: Callable[..., Run]) -> None:
+    run = toy()
+    shapes = [{n: p.shape for n, p in model.named_parameters()} for model in (run.model.build_on_meta(), built(run))]
+    assert shapes[0] == shapes[1]
+
+
+def test_baseline_against_its_definition(toy: Callable[..., Run]) -> None:
+    """The whole forward pass, written again from the published formulas with plain tensor algebra."""
+    run = toy()
+    model, ids = moved(run), ids_for(run, rows=1, length=9)
+    p = {name: value.detach() for name, value in model.named_parameters()}
+    x = x0 = norm(p["embed.table_VD"][ids[0]])
+    T, heads, kv = 9, run.model.mixer.heads, run.model.mixer.kv_heads
+    C = run.model.dim // heads
+    mask = torch.full((T, T), float("-inf")).triu(1)
+    outputs = []
+    for i in range(run.model.layers):
+        b = f"stack.blocks.{i}."
+        if i >= run.model.layers // 2 and outputs:
+            x = x + p["stack.skip_scale_JD"][i - run.model.layers // 2] * outputs.pop()
+        x = p[b + "residual.mix_D"] * x + p[b + "residual.mix0_D"] * x0
+        h = norm(x)
+        q = norm((h @ p[b + "mixer.query.weight"].T).view(T, heads, C))
+        k = norm((h @ p[b + "mixer.key.weight"].T).view(T, kv, C))
+        v = (h @ p[b + "mixer.values.weight"].T).view(T, kv, C)
+        angle = torch.arange(T)[:, None] * 10000.0 ** -(torch.arange(C // 2) * 2 / C)
+        turn = torch.polar(torch.ones_like(angle), -angle)[:, None]
+        pairs = [torch.complex(t[..., : C // 2], t[..., C // 2 :]) * turn for t in (q, k)]
+        q, k = (torch.cat((z.real, z.imag), -1) for z in pairs)
+        q = q * p[b + "mixer.gain_H"][:, None]
+        y = torch.empty(T, heads, C)
+        for head in range(heads):
+            shared = head // (heads // kv)
+            y[:, head] = ((q[:, head] @ k[:, shared].T) / math.sqrt(C) + mask).softmax(-1) @ v[:, shared]
+        x = x + p[b + "residual.mixer_scale_D"] * (y.reshape(T, -1) @ p[b + "mixer.out.weight"].T)
+        hidden = (norm(x) @ p[b + "mlp.up.weight"].T).clamp_min(0) ** 2
+        x = x + p[b + "residual.mlp_scale_D"] * (hidden @ p[b + "mlp.down.weight"].T)
+        if i < run.model.layers // 2:
+            outputs.append(x)
+    logits = 30 * torch.tanh(norm(x) @ p["embed.table_VD"].T / 30)
+    with torch.no_grad():
+        assert torch.allclose(model.log_probs(ids)[0], logits.log_softmax(-1), atol=1e-4)
+
+
+def test_rotation_depends_on_distance_only() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 8)
+    tables = rotary_tables(12, 8, 100.0, q)
+    turned_q, turned_k = (rotate(t.expand(1, 12, 1, 8), tables)[0, :, 0] for t in (q, k))
+    scores = turned_q @ turned_k.T
+    assert torch.allclose(scores[3, 1], scores[9, 7], atol=1e-5) and torch.allclose(scores.diag(), (q * k).sum())
+
+
+@dataclass(kw_only=True, slots=True)
+class DoubleValueConfig(ValuePartConfig):
+    def build(self, dim: int, kv_heads: int, head_dim: int, layer: int, layers: int) -> nn.Module | None:
+        return Double() if layer == layers - 1 else None
+
+
+@dataclass(kw_only=True, slots=True)
+class HalveOutputConfig(OutputPartConfig):
+    def build(self, dim: int, heads: int, kv_heads: int, layer: int, layers: int) -> nn.Module | None:
+        return Halve() if layer == layers - 1 else None
+
+
+class Double(nn.Module):
+    def forward(self, v_BTKC: Tensor, h_BTD: Tensor, context: Context) -> Tensor:
+        return 2 * v_BTKC
+
+
+class Halve(nn.Module):
+    def forward(self, y_BTHC: Tensor, v_BTKC: Tensor, h_BTD: Tensor) -> Tensor:
+        return y_BTHC / 2
+
+
+def test_value_and_output_parts_by_name_and_layer(toy: Callable[..., Run]) -> None:
+    run = toy()
+    plain, ids = moved(run), ids_for(run)
+    run.model.mixer.value, run.model.mixer.output = {"twice": DoubleValueConfig()}, {"halve": HalveOutputConfig()}
+    both = built(run)
+    both.load_state_dict(plain.state_dict())
+    assert torch.allclose(plain.log_probs(ids), both.log_probs(ids), atol=1e-5), "doubled values, halved outputs"
+    run.model.mixer.output = {}
+    doubled = built(run)
+    doubled.load_state_dict(plain.state_dict())
+    assert not torch.allclose(plain.log_probs(ids), doubled.log_probs(ids), atol=1e-3)
+    assert [len(block.mixer.value_parts) for block in both.stack.blocks] == [0, 0, 1]
+    run.model.mixer.value = {"double": DoubleValueConfig()}
+    with pytest.raises(ValueError, match=r"model\.mixer\.value\.double: .*try double_part"):
+        built(run)
+
+
+def test_attention_backend_is_never_silently_another() -> None:
+    cpu = torch.device("cpu")
+    assert choose_backend("auto", cpu).attend is sdpa
+    with pytest.raises(ValueError, match="compute.attention=flash3: not usable"):
+        choose_backend("flash3", cpu)
+
+
+def test_undeclared_roles_are_a_bug(toy: Callable[..., Run]) -> None:
+    model = built(toy())
+    model.extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(AssertionError, match="declares no role"):
+        roles_of(model)
+
+
+def test_optimizer_names_override_roles_and_must_fit(toy: Callable[..., Run]) -> None:
+    run = toy()
+    config: OptimizerConfig = run.optimizer
+    config.names = {"*.mlp.down.weight": "scalars"}
+    claimed = config.assign(run.model.build_on_meta())
+    assert claimed["stack.blocks.0.mlp.down.weight"] == "scalars"
+    assert claimed["stack.blocks.0.mlp.up.weight"] == "matrices"
+    config.names = {"*.nope": "scalars"}
+    with pytest.raises(ValueError, match=r"optimizer\.names\.\*\.nope: fits no parameter"):
+        config.assign(run.model.build_on_meta())

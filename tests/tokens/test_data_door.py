@@ -1,0 +1,78 @@
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from golf import data
+from golf.tokens.corpora import SotuConfig
+from golf.tokens.hub import FinewebConfig
+from tests.tokens.helpers import toy_data
+
+ROOT = Path(data.__file__).resolve().parent.parent
+YAMLS = sorted([*(ROOT / "conf/data").glob("*.yaml"), *(ROOT / "conf/loader").glob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_yaml_lists_the_fields_of_its_dataclass_and_types(path):
+    assert path.read_text().startswith("# ")
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    cls = get_class(node.pop("_target_"))
+    assert sorted(node) == sorted(field.name for field in dataclasses.fields(cls))
+    OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
+
+
+def test_overrides_reach_the_config():
+    config = data.compose(["data=sotu", "data.vocab_size=1536"])
+    assert config == SotuConfig(vocab_size=1536, val_one_in=32, tune_one_in=32)
+    fineweb = data.compose(["data=fineweb_sp8192", "data.train_shards=3"])
+    assert isinstance(fineweb, FinewebConfig)
+    assert (fineweb.vocab_size, fineweb.train_shards, fineweb.repo_id) == (8192, 3, "kevclark/parameter-golf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "data=nothing"], "error: data=nothing: name one of enmix, fineweb_sp1024"),
+        (["prepare", "data.vocab_size=3"], "error: data=(none): name one of"),
+        (["prepare", "data=sotu", "vocab_size=3"], "error: vocab_size=3: not of the form data.KEY=VALUE"),
+        (["prepare", "data=sotu", "data.vocabsize=3"], "error: data.vocabsize=3: no such key"),
+        (["prepare", "data=sotu", "data.vocab_size=abc"], "error: data.vocab_size: "),
+        (["prepare", "data=sotu", "data.vocab_size=70000"], "error: data.vocab_size=70000 must lie in"),
+        (["prepare", "data=sotu", "--train-shards", "3"], "error: data.train_shards=3: no such key"),
+        (["prepare", "data=text", "data.path=missing/*.txt"], "error: data.path=missing/*.txt: no .txt or"),
+        (["check", "data=sotu"], "error: data=sotu: not prepared"),
+        (["check", "missing"], "error: missing: has no manifest.json"),
+        (["list"], "nothing is prepared"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert data.main([*arguments, "--data-dir", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+
+
+def test_prepare_as_a_script_then_list_and_check(tmp_path, capsys):
+    """Prepared as people do it: from any folder, with golf/ at the head of sys.path, into a pipe."""
+    config, place = toy_data(tmp_path), ["--data-dir", str(tmp_path / "d")]
+    settings = {"path": config.path, "vocab_size": 512, "val_one_in": 8, "tune_one_in": 8}
+    overrides = ["data=text", *(f"data.{key}={value}" for key, value in settings.items())]
+    command = [sys.executable, str(ROOT / "golf/data.py"), "prepare", *overrides, *place]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    made = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert made.returncode == 0, made.stderr
+    folder, digest = str(config.folder(tmp_path / "d")), config.find(tmp_path / "d").digest
+    assert folder in made.stdout and digest in made.stdout
+
+    assert data.main(["list", *place]) == 0
+    listed = capsys.readouterr().out
+    assert folder in listed and digest in listed
+    assert data.main(["check", *overrides, *place]) == 0
+    assert f"{folder}: sound" in capsys.readouterr().out
+    Path(folder, "tune_000000.bin").unlink()
+    assert data.main(["check", folder]) == 2
+    assert f"delete the folder {folder}" in capsys.readouterr().err
