@@ -1,6 +1,7 @@
 """From conf/ to a typed Run: what the Hydra door, tests and benchmarks share. Only doors import this file."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from hydra import compose as hydra_compose
@@ -35,3 +36,12 @@ def compose(overrides: Sequence[str] = ()) -> Run:
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return run_of(config, choices)
+
+
+def one_line(error: Exception, arguments: list[str]) -> str:
+    """The message of a composition error, with the offending argument and without Hydra's advice to append it."""
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        given = next((a for a in arguments if a.lstrip("+~").startswith(unknown[1])), unknown[1])
+        return f"{given}: there is no key {unknown[1]}; --cfg job prints every key there is"
+    return " ".join(line.strip() for line in str(error).splitlines()[:12] if line.strip())

@@ -228,8 +228,8 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(cls)
     schema = OmegaConf.structured(cls)
-    for key, value in items.items():
-        where = _join(path, key)
+    for key in (field.name for field in dataclasses.fields(cls) if field.name in items):
+        where, value = _join(path, key), items[key]
         inner, member = _slot(hints[key])
         value = typed(value, where, inner)
         if member is not None and isinstance(value, dict):

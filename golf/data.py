@@ -8,27 +8,23 @@ python golf/data.py check data=sotu            (or the path of a prepared folder
 """
 
 import argparse
-import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # for a script, Python puts golf/ itself here
 
-from hydra.utils import get_class
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from golf.compose import CONF, compose, one_line
 from golf.errors import UserError
 from golf.tokens.prepare import DataConfig, Prepared
 from golf.tokens.verify import verify_prepared
-
-CHOICES = ROOT / "conf" / "data"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"golf: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -62,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 def run_prepare(options: argparse.Namespace) -> None:
     """Prepare one choice of conf/data and say what came of it."""
     shards = [] if options.train_shards is None else [f"data.train_shards={options.train_shards}"]
-    config, start = compose([*options.overrides, *shards]), time.monotonic()
+    config, start = data_of([*options.overrides, *shards]), time.monotonic()
     show(config.prepare(options.data_dir))
     print(f"{time.monotonic() - start:.1f} s")
 
@@ -82,7 +78,7 @@ def run_check(options: argparse.Namespace) -> None:
     if "=" not in first:
         prepared: Prepared | None = Prepared.load(Path(first))
     else:
-        config = compose(options.overrides)
+        config = data_of(options.overrides)
         prepared = config.find(options.data_dir)
         if prepared is None:
             folder = config.folder(options.data_dir)
@@ -105,36 +101,15 @@ def show(prepared: Prepared) -> None:
     Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True).print(table)
 
 
-def compose(overrides: list[str]) -> DataConfig:
-    """The dataclass that `data=NAME data.KEY=VALUE ...` names; UserError with the key for anything wrong."""
-    names = [item.removeprefix("data=") for item in overrides if item.startswith("data=")]
-    settings = [item for item in overrides if not item.startswith("data=")]
-    choices = sorted(path.stem for path in CHOICES.glob("*.yaml"))
-    if len(names) != 1 or names[0] not in choices:
-        raise UserError(f"data={','.join(names) or '(none)'}: name one of {', '.join(choices)}")
-    for item in settings:
-        if not item.startswith("data.") or "=" not in item:
-            raise UserError(f"{item}: not of the form data.KEY=VALUE")
-    node = OmegaConf.to_container(OmegaConf.load(CHOICES / f"{names[0]}.yaml"))
-    assert isinstance(node, dict)
-    return typed(node, OmegaConf.from_dotlist([item.removeprefix("data.") for item in settings]))
-
-
-def typed(node: dict[Any, Any], settings: Any) -> DataConfig:
-    """The dataclass named by `_target_`, from the node with the settings merged in."""
-    cls = get_class(node.pop("_target_"))
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"data.{key}={settings[key]}: no such key; this data has {', '.join(known)}")
+def data_of(overrides: list[str]) -> DataConfig:
+    """What the overrides of a run's command line make of its data; UserError with the key for anything wrong."""
+    if not any(item.startswith("data=") for item in overrides):
+        choices = ", ".join(sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+        raise UserError(f"data=(none): name one of {choices}")
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node, settings))
-    except (OmegaConfBaseException, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        key = getattr(error, "full_key", None)
-        raise UserError(f"data.{key}: {reason}" if key else f"data.{reason}") from None
-    assert isinstance(config, DataConfig)
-    return config
+        return compose(overrides).data
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error, overrides)) from None
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 
 from golf.artifact.file import read_artifact, write_artifact
-from golf.averaging import Averager
 from golf.checkpoint import save_tensors
 from golf.config import Run
 from golf.dist import Ranks
 from golf.evals.evaluator import Score
 from golf.ledger import Ledger
-from golf.loop import LoopState
-from golf.models.lm import LM
+from golf.loop import LoopState, Trained
 from golf.roles import roles_of
 from golf.rundir import RunDir, environment
-from golf.scoring import Scoring
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 
@@ -34,10 +31,10 @@ def export(
     sinks: Sink,
     state: LoopState,
     ledger: Ledger,
-    trained: tuple[LM, Averager, Scoring],
+    trained: Trained,
 ) -> dict[str, Any]:
     """The ladder (raw, averaged, quantised, main) and everything of result.json but the run's own names."""
-    model, averager, scoring = trained
+    model, averager, scoring = trained.model, trained.averager, trained.scoring
 
     # ---------------------------------------------------------------- raw and averaged weights
     with ledger.phase("eval", run.eval.split):
@@ -76,6 +73,7 @@ def export(
         "deterministic": run.budget.clock == "steps",
         "world_size": ranks.world,
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+        "attention": {"backend": trained.backend.name, "reason": trained.backend.reason},
         "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[model.compute_dtype],
         "legal": None,
         "legality": [],
@@ -149,7 +147,7 @@ def _time_part(state: LoopState, ledger: Ledger) -> dict[str, Any]:
         "train_seconds": state.train_seconds,
         "quant_seconds": sum(phases[name]["seconds"] for name in ("calibrate", "quantise", "encode")),
         "eval_seconds": phases["eval"]["seconds"],
-        "wall_seconds": sum(phase["seconds"] for phase in phases.values()),
+        "wall_seconds": state.wall_seconds(),
         "step_ms": 1000 * statistics.median(settled),
         "step_ms_mean": 1000 * statistics.mean(settled),
         "tokens_per_second": state.train_tokens / state.train_seconds,

@@ -17,7 +17,7 @@ from golf.config import Budget, Run
 from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
 from golf.ledger import Ledger
-from golf.models.kernels import choose_backend
+from golf.models.kernels import Backend, choose_backend
 from golf.models.lm import LM
 from golf.optim.optimizer import Optimizer
 from golf.rundir import RunDir
@@ -32,14 +32,33 @@ RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
 
 @dataclass(slots=True)
 class LoopState:
-    """What must survive a restart, beside tensors and the loader's position. step_seconds: one entry a step."""
+    """What must survive a restart, beside tensors and the loader's position.
+
+    step_seconds: one entry a step; earlier_seconds: what processes before this one took, up to the last save.
+    """
 
     step: int = 0
+    earlier_seconds: float = 0.0
     train_seconds: float = 0.0
     train_tokens: int = 0
     saved_step: int | None = None
     phases: dict[str, Any] = field(default_factory=dict)
     step_seconds: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def wall_seconds(self) -> float:
+        """Since the run began, this process and those before it."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training leaves in memory."""
+
+    model: LM
+    averager: Averager
+    scoring: Scoring
+    backend: Backend
 
 
 class Stopped(Exception):
@@ -93,7 +112,7 @@ def due(state: LoopState, every: int | None) -> bool:
 
 def train(
     run: Run, prepared: Prepared, folder: RunDir, ranks: Ranks, sinks: Sink, state: LoopState, ledger: Ledger
-) -> tuple[LM, Averager, Scoring]:
+) -> Trained:
     """Train to the end of the budget, or raise Stopped with the state saved. `state` is kept current throughout."""
     # ---------------------------------------------------------------- data and model
     torch.manual_seed(run.seed)
@@ -176,7 +195,7 @@ def train(
                 )
             record = describe(run, state, loss, multiplier)
     loader.close()
-    return model, averager, scoring
+    return Trained(model, averager, scoring, backend)
 
 
 def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict[str, Any]:
@@ -236,7 +255,9 @@ def save(
     """Write the checkpoint on rank 0; the other ranks wait until it stands."""
     if ranks.first and state.saved_step != state.step:
         state.phases = ledger.phases
-        meta = asdict(state) | {"saved_step": state.step, "loader": loader.state()}
+        meta = asdict(state) | {"saved_step": state.step, "earlier_seconds": state.wall_seconds()}
+        meta |= {"loader": loader.state()}
+        del meta["started"]
         tensors = pack(
             {
                 "model": dict(model.named_parameters()),

@@ -1,17 +1,18 @@
 """The Hydra door: compose, type, check, name the run's folder, and become its worker (or torchrun). Hydra ends here."""
 
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[1])
-sys.path[0] = ROOT
+if __name__ == "__main__":
+    sys.path[0] = ROOT  # it held golf/ itself, whose file names would shadow others
 os.environ["GOLF_ROOT"] = ROOT
 os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to main(), which prints one line
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from golf import checks, plan, result, rundir
-from golf.compose import VERSION_BASE, run_of
+from golf.compose import CONF, VERSION_BASE, one_line, run_of
 from golf.config import Run, register_resolvers
 from golf.errors import RunError, UserError
 from golf.launcher import jobs
@@ -38,7 +39,7 @@ class Composed:
 composed: list[Composed] = []
 
 
-@hydra.main(version_base=VERSION_BASE, config_path="../conf", config_name="config")
+@hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="config")
 def compose(config: DictConfig) -> None:
     """Hydra's task: keep the composed configuration."""
     composed.append(Composed(config, dict(HydraConfig.get().runtime.choices)))
@@ -46,23 +47,15 @@ def compose(config: DictConfig) -> None:
 
 def check_arguments(arguments: list[str]) -> None:
     """Refuse what Hydra would take silently: a key given twice (the last would win), and multirun for now."""
-    if {"-m", "--multirun"} & set(arguments):
+    parsed, _ = get_args_parser().parse_known_args(arguments)
+    if parsed.multirun:
         raise UserError("-m (multirun): this version runs one configuration at a time; start each by itself")
     seen: dict[str, str] = {}
-    for override in OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")]):
+    for override in OverridesParser.create().parse_overrides(parsed.overrides):
         key = override.get_key_element().lstrip("+~")
         if key in seen:
             raise UserError(f"{key} is given twice ({seen[key]} and {override.input_line}); keep one")
         seen[key] = str(override.input_line)
-
-
-def one_line(error: Exception, arguments: list[str]) -> str:
-    """The message of a composition error, with the offending argument and without Hydra's advice to append it."""
-    unknown = re.search(r"Could not override '([^']+)'", str(error))
-    if unknown:
-        given = next((a for a in arguments if a.lstrip("+~").startswith(unknown[1])), unknown[1])
-        return f"{given}: there is no key {unknown[1]}; --cfg job prints every key there is"
-    return " ".join(line.strip() for line in str(error).splitlines()[:3] if line.strip())
 
 
 def start(run: Run) -> int:

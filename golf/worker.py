@@ -1,12 +1,14 @@
 """The torchrun door: one rank of one run. `python golf/worker.py RUN_DIR`, alone or under torchrun. No Hydra here."""
 
+import contextlib
 import errno
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -35,16 +37,30 @@ def main(path: str) -> int:
     run: Run = typed(config["run"], "", Run)
     prepared = Prepared.load(Path(config["prepared"]["folder"]))
     ranks = dist.start(run.compute.device)
-    state = LoopState()
     try:
-        if ranks.first:
-            with folder.lock():
-                return work(run, prepared, folder, ranks, state, config)
-        return work(run, prepared, folder, ranks, state, config)
+        with folder.lock() if ranks.first else contextlib.nullcontext():
+            return attempt(run, prepared, folder, ranks, config)
+    except RunError as error:  # the folder is another process's: leave its status alone
+        print(f"golf: {error}", file=sys.stderr, flush=True)
+        return FAILED
+
+
+def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, config: dict[str, Any]) -> int:
+    """work(), with whatever stops it told in one line and in status.json."""
+    state = LoopState()
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Stopped(signum, state.step)
+
+    signal.signal(signal.SIGTERM, stop)  # the loop has its own way while it runs
+    try:
+        work(run, prepared, folder, ranks, state, config)
+        return 0
     except (Exception, KeyboardInterrupt) as error:
         code, message = explain(error, state)
         if ranks.first:
             folder.set_status("stopped" if code == STOPPED else "failed", step=state.step, message=message)
+        if ranks.first or not isinstance(error, RunError | Stopped):  # those two come to all ranks alike
             print(f"golf: {message}", file=sys.stderr, flush=True)
         if code == FAILED and not isinstance(error, RunError | OSError):
             raise
@@ -53,9 +69,8 @@ def main(path: str) -> int:
 
 def work(
     run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, state: LoopState, config: dict[str, Any]
-) -> int:
-    """The run itself, with its sinks opened and closed."""
-    signal.signal(signal.SIGTERM, lambda signum, frame: (_ for _ in ()).throw(Stopped(signum, state.step)))
+) -> None:
+    """Train, export, write the result; sinks are opened and closed here."""
     ledger = Ledger()
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
     finished = None
@@ -75,7 +90,6 @@ def work(
         result.show(finished)
         print(f"\n{folder.path}")
     dist.finish(ranks)
-    return 0
 
 
 def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:

@@ -89,7 +89,10 @@ WRONG = {
     "unknown clock": (["budget.clock=hours"], r"budget\.clock='hours' .*steps, seconds"),
     "ragged batch": (["batch.tokens_per_step=1000"], r"batch\.tokens_per_step=1000 must be a multiple .*try \d+"),
     "unknown main evaluator": (["eval.main=slidng"], r"eval\.main='slidng' .*plain"),
-    "stride past the window": (["eval=sliding", "eval.evaluators.sliding.stride=4096"], r"sliding\.stride=4096 .*at most"),
+    "stride past the window": (
+        ["eval=sliding", "eval.evaluators.sliding.stride=4096"],
+        r"sliding\.stride=4096 .*at most",
+    ),
     "table to nowhere": (["optimizer.roles.matrix=nope"], r"optimizer\.roles\.matrix=nope: .*matrices"),
     "format to nowhere": (["quant.roles.matrix=nope"], r"quant\.roles\.matrix=nope: .*int6"),
     "codec level": (["codec=zlib", "codec.level=12"], r"codec\.level=12 must lie in 1 \.\. 9"),
@@ -151,7 +154,7 @@ def test_fingerprint_ignores_names_places_and_new_null_fields() -> None:
 
 
 def test_a_new_field_at_its_null_default_leaves_fingerprints() -> None:
-    """A class that gained `window: int | None = None` and `extra: dict = {}` canonicalises as the one that had neither."""
+    """A class that gained `window: int | None = None` and `extra: dict = {}` has the canonical form of the old one."""
 
     @dataclasses.dataclass(kw_only=True, slots=True)
     class Part:

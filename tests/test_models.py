@@ -19,9 +19,7 @@ from golf.optim.optimizer import OptimizerConfig
 from golf.roles import roles_of
 from golf.schedules import Tick
 
-CHOICES = sorted(
-    f"{path.parent.relative_to(CONF)}={path.stem}" for path in (CONF / "model").rglob("*.yaml")
-)
+CHOICES = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in (CONF / "model").rglob("*.yaml"))
 
 
 def built(run: Run) -> LM:
@@ -201,7 +199,7 @@ def test_value_and_output_parts_by_name_and_layer(toy: Callable[..., Run]) -> No
 def test_attention_backend_is_never_silently_another() -> None:
     cpu = torch.device("cpu")
     assert choose_backend("auto", cpu).attend is sdpa
-    with pytest.raises(ValueError, match="compute.attention=flash3: not usable"):
+    with pytest.raises(ValueError, match=r"compute\.attention=flash3: not usable"):
         choose_backend("flash3", cpu)
 
 

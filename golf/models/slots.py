@@ -37,7 +37,9 @@ def named_parts(path: str, configs: Mapping[str, Any], build: Callable[[Any], nn
     parts = nn.ModuleDict()
     for name, part in built.items():
         if hasattr(parts, name) or "." in name:
-            raise UserError(f"{path}.{name}: torch modules have no room for this name; try {name.replace('.', '_')}_part")
+            raise UserError(
+                f"{path}.{name}: torch modules have no room for this name; try {name.replace('.', '_')}_part"
+            )
         if part is not None:
             parts[name] = part
     return parts

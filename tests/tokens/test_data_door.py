@@ -27,9 +27,9 @@ def test_each_yaml_lists_the_fields_of_its_dataclass_and_types(path):
 
 
 def test_overrides_reach_the_config():
-    config = data.compose(["data=sotu", "data.vocab_size=1536"])
+    config = data.data_of(["data=sotu", "data.vocab_size=1536"])
     assert config == SotuConfig(vocab_size=1536, val_one_in=32, tune_one_in=32)
-    fineweb = data.compose(["data=fineweb_sp8192", "data.train_shards=3"])
+    fineweb = data.data_of(["data=fineweb_sp8192", "data.train_shards=3"])
     assert isinstance(fineweb, FinewebConfig)
     assert (fineweb.vocab_size, fineweb.train_shards, fineweb.repo_id) == (8192, 3, "kevclark/parameter-golf")
 
@@ -37,16 +37,22 @@ def test_overrides_reach_the_config():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "data=nothing"], "error: data=nothing: name one of enmix, fineweb_sp1024"),
-        (["prepare", "data.vocab_size=3"], "error: data=(none): name one of"),
-        (["prepare", "data=sotu", "vocab_size=3"], "error: vocab_size=3: not of the form data.KEY=VALUE"),
-        (["prepare", "data=sotu", "data.vocabsize=3"], "error: data.vocabsize=3: no such key"),
-        (["prepare", "data=sotu", "data.vocab_size=abc"], "error: data.vocab_size: "),
-        (["prepare", "data=sotu", "data.vocab_size=70000"], "error: data.vocab_size=70000 must lie in"),
-        (["prepare", "data=sotu", "--train-shards", "3"], "error: data.train_shards=3: no such key"),
-        (["prepare", "data=text", "data.path=missing/*.txt"], "error: data.path=missing/*.txt: no .txt or"),
-        (["check", "data=sotu"], "error: data=sotu: not prepared"),
-        (["check", "missing"], "error: missing: has no manifest.json"),
+        (
+            ["prepare", "data=nothing"],
+            "golf: In 'config': Could not find 'data/nothing' Available options in 'data': enmix fineweb_sp1024",
+        ),
+        (["prepare", "data.vocab_size=3"], "golf: data=(none): name one of"),
+        (["prepare", "data=sotu", "vocab_size=3"], "golf: vocab_size=3: there is no key vocab_size"),
+        (["prepare", "data=sotu", "data.vocabsize=3"], "golf: data.vocabsize=3: there is no key data.vocabsize"),
+        (["prepare", "data=sotu", "data.vocab_size=abc"], "golf: data.vocab_size='abc': "),
+        (["prepare", "data=sotu", "data.vocab_size=70000"], "golf: data.vocab_size=70000 must lie in"),
+        (
+            ["prepare", "data=sotu", "--train-shards", "3"],
+            "golf: data.train_shards=3: there is no key data.train_shards",
+        ),
+        (["prepare", "data=text", "data.path=missing/*.txt"], "golf: data.path=missing/*.txt: no .txt or"),
+        (["check", "data=sotu"], "golf: data=sotu: not prepared"),
+        (["check", "missing"], "golf: missing: has no manifest.json"),
         (["list"], "nothing is prepared"),
     ],
 )

@@ -1,0 +1,45 @@
+# golf: two commands do all the set-up on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The CPU build of torch is pinned here. On a CUDA machine: make setup CONSTRAINTS=   (takes the registry's CUDA build)
+CONSTRAINTS ?= constraints/cpu.txt
+READY := $(VENV)/.ready
+# One thread a test process: spinning threads on shared cores cost more than they bring.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-gpu lint typecheck bench clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv and install what golf needs
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	@touch $@
+
+train: $(READY) ## train on the laptop track: real text, CPU, minutes (ARGS="seed=2 ..." for overrides)
+	$(BIN)/python golf/train.py $(ARGS)
+
+test: $(READY) ## the tests that need no GPU
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto $(ARGS)
+
+test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(READY) ## ruff
+	$(BIN)/ruff check golf tests benchmarks
+	$(BIN)/ruff format --check golf tests benchmarks
+
+typecheck: $(READY) ## mypy
+	$(BIN)/mypy
+
+bench: $(READY) ## tokens per second of the training step and of the loaders, as ratios
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/loader.py
+
+clean: ## remove the virtual environment and caches; data/ and outputs/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

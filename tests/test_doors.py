@@ -1,0 +1,131 @@
+"""golf/train.py from the outside: bad input is one line and exit code 2, within the process and as a command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from golf import train
+from golf.compose import CONF
+from tests.conftest import merged, toy_overrides
+
+ROOT = CONF.parent
+
+WRONG = {
+    "unknown key": (["model.dimm=3"], "model.dimm=3: there is no key model.dimm"),
+    "unknown key, appended": (["+model.dimm=3"], "model.dimm=3: LMConfig has no such key; did you mean dim?"),
+    "wrong type": (["model.dim=abc"], "model.dim='abc'"),
+    "unknown option": (["model=nope"], "model/nope"),
+    "unknown slot option": (["model/mlp=nope"], "model/mlp/nope"),
+    "heads do not divide": (["model.dim=30", "model.mixer.heads=4"], "model.dim=30 must give each of"),
+    "two tracks": (["track=tiny", "track=laptop"], "track is given twice (track=tiny and track=laptop); keep one"),
+    "a key twice": (["seed=1", "seed=2"], "seed is given twice"),
+    "cap of zero": (["cap_bytes=0"], "cap_bytes=0 is not positive"),
+    "missing data": (["data.path=/absent"], "data.path=/absent"),
+    "vocabulary mismatch": (["model.vocab_size=999"], "model.vocab_size=999: the tokenizer of data="),
+    "vocabulary out of reach": (["data.vocab_size=60000"], "data.vocab_size=60000"),
+    "too many processes": (["launch.nproc=3"], "launch.nproc=3 must divide the 8 sequences of a step"),
+    "no such device": (["compute.device=cuda"], "compute.device=cuda: no CUDA device is visible"),
+    "no such kernel": (["compute.attention=flash3"], "compute.attention=flash3: not usable"),
+    "unclaimed role": (["~optimizer.roles.scalar"], "optimizer.roles: nothing claims"),
+    "codec setting": (["codec=zlib", "codec.level=0"], "codec.level=0 must lie in 1 .. 9; try level=9"),
+    "layers for skips": (
+        ["model.layers=1"],
+        "model.layers=1 leaves U-Net skips nothing to join; try model/stack=plain",
+    ),
+    "outputs not writable": (["outputs=/proc/golf"], "outputs=/proc/golf: cannot be written"),
+    "a sweep": (["seed=1,2"], "seed=1,2"),
+    "multirun": (["-m"], "-m (multirun)"),
+    "not an override": (["model"], "model"),
+}
+
+
+@pytest.fixture
+def door(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[..., tuple[int, str]]:
+    """door(*overrides) -> (exit code, stderr) of main() in this process; becoming the worker is refused."""
+
+    def run(*extra: str) -> tuple[int, str]:
+        GlobalHydra.instance().clear()
+        doubled = [e for e in extra if extra.count(e.split("=")[0]) or e.startswith("-")]
+        keys = [e.split("=")[0] for e in extra]
+        twice = len(set(keys)) < len(keys)
+        base = [o for o in toy_overrides(toy_folder, []) if o.split("=")[0] not in keys]
+        arguments = [*base, *extra] if twice or doubled else merged(base, list(extra))
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "golf" / "train.py"), *arguments])
+        monkeypatch.setattr(os, "execve", lambda *a: pytest.fail("a worker was started"))
+        code = train.main()
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("overrides, message", WRONG.values(), ids=WRONG)
+def test_bad_input_is_one_line_and_code_2(
+    overrides: list[str], message: str, door: Callable[..., tuple[int, str]]
+) -> None:
+    code, err = door(*overrides)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2 and len(lines) == 1, err
+    assert lines[0].startswith("golf: ") and message in lines[0]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "magic", "gone"])
+def test_corrupt_shards_are_refused_before_a_worker_starts(
+    damage: str, door: Callable[..., tuple[int, str]], toy_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(toy_folder / "data", tmp_path / "data")
+    (shard, *_) = sorted((tmp_path / "data").rglob("*train*.bin"))
+    blob = shard.read_bytes()
+    if damage == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(blob[:-3] if damage == "truncated" else b"\0\0\0\0" + blob[4:])
+    code, err = door(f"data_dir={tmp_path / 'data'}")
+    assert code == 2 and shard.name in err and "Traceback" not in err
+
+
+def test_a_missing_tracker_names_the_way_out(
+    door: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = __import__("importlib").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "wandb" else real(name, *a))
+    code, err = door("log=wandb")
+    assert code == 2 and "log=wandb: the package wandb is not installed; pip install wandb, or log=none" in err
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "golf" / "train.py"), *arguments], capture_output=True, text=True, timeout=200
+    )
+
+
+def test_as_a_command(toy_folder: Path, tmp_path: Path) -> None:
+    """Bad input, a plan, a run, the same run again: what a user sees."""
+    base = toy_overrides(toy_folder, [f"outputs={tmp_path / 'outputs'}"])
+    bad = command(*base, "model.dimm=3")
+    assert (bad.returncode, bad.stdout) == (2, "") and len(bad.stderr.splitlines()) == 1
+    plan = command(*base, "plan=true")
+    assert plan.returncode == 0 and "bytes predicted of 500,000" in plan.stdout and not (tmp_path / "outputs").exists()
+    first = command(*base)
+    assert first.returncode == 0 and "artifact, read back" in first.stdout, first.stderr
+    second = command(*base)
+    assert (
+        second.returncode == 0 and "finished before" in second.stdout and "step " not in second.stdout.split("score")[0]
+    )
+
+
+def test_help_and_cfg_are_readable() -> None:
+    shown = command("--help")
+    assert (
+        shown.returncode == 0 and "track: h100x1, h100x8, laptop, tiny" in shown.stdout and "plan=true" in shown.stdout
+    )
+    composed = command("--cfg", "job")
+    assert composed.returncode == 0 and "kv_heads: 4" in composed.stdout

@@ -1,0 +1,138 @@
+"""Scores against naive references: coverage, windows, bytes, the byte-level bound."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from golf.config import Run
+from golf.dist import Ranks
+from golf.evals.evaluator import EvalConfig, Score, WindowsConfig, windows
+from golf.scoring import Scoring
+from golf.tokens.prepare import Prepared
+from golf.tokens.tokenizer import ByteCounter, load_tokenizer
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def prepared(toy: Callable[..., Run], toy_folder: Path) -> Prepared:
+    return toy().data.prepare(toy_folder / "data", log=lambda line: None)
+
+
+@pytest.mark.parametrize("tokens", [2, 9, 10, 11, 33, 64, 65, 66])
+@pytest.mark.parametrize("length, stride", [(10, 10), (10, 3), (10, 1), (64, 64), (64, 32)])
+def test_windows_grade_every_target_once_in_order(tokens: int, length: int, stride: int) -> None:
+    graded = []
+    for window in windows(tokens, length, stride):
+        last = window.start + window.length
+        assert window.start >= 0 and last <= tokens - 1 and window.length <= length
+        graded += range(last - window.scored + 1, last + 1)
+    assert graded == list(range(1, tokens))
+
+
+def test_sliding_targets_have_context() -> None:
+    for window in list(windows(200, 32, 8))[1:]:
+        assert window.length - window.scored >= 32 - 8
+
+
+@pytest.mark.parametrize("stride", [None, 1, 5, 32])
+def test_equals_a_naive_scorer(stride: int | None, toy: Callable[..., Run], prepared: Prepared) -> None:
+    """One window at a time, whole distributions, plain Python sums."""
+    run = toy()
+    torch.manual_seed(0)
+    model = run.model.build()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)[:300]
+    counter = ByteCounter.from_tokenizer(prepared.tokenizer)
+    score = WindowsConfig(length=32, stride=stride, batch_tokens=160).run(model.log_probs, stream, counter, ALONE)
+    nats, step = 0.0, stride or 32
+    with torch.no_grad():
+        for target in range(1, 300):
+            done = 0 if target <= 32 else 32 + step * math.ceil((target - 32) / step)
+            end = min(done, 299) if done else 32
+            context = torch.from_numpy(stream[end - 32 : end].astype(np.int64))[None]
+            row = target - 1 - (end - 32)
+            nats -= model.log_probs(context)[0, row, int(stream[target])].item()
+    assert score.tokens == 299
+    assert score.nats == pytest.approx(nats, rel=1e-6)
+
+
+def test_a_uniform_model_scores_log_vocab_and_a_unigram_model_its_cross_entropy(prepared: Prepared) -> None:
+    stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)
+    counter = ByteCounter.from_tokenizer(prepared.tokenizer)
+    config = WindowsConfig(length=50, stride=None, batch_tokens=500)
+    V = prepared.vocab_size
+
+    def uniform(ids_BT: Tensor, last: int) -> Tensor:
+        return torch.full((len(ids_BT), last, V), -math.log(V))
+
+    score = config.run(uniform, stream, counter, ALONE)
+    assert score.loss == pytest.approx(math.log(V), rel=1e-6)
+    assert score.bpb == pytest.approx((len(stream) - 1) * math.log2(V) / score.bytes, rel=1e-6)
+
+    counts = np.bincount(stream, minlength=V) + 1.0
+    logp = np.log(counts / counts.sum())
+    table = torch.from_numpy(logp)
+    score = config.run(lambda ids_BT, last: table.expand(len(ids_BT), last, V), stream, counter, ALONE)
+    assert score.nats == pytest.approx(-logp[stream[1:]].sum(), rel=1e-9)
+
+
+def test_bytes_are_those_of_the_decoded_text(prepared: Prepared) -> None:
+    """BPB by the table equals BPB by decoding every document to text and counting UTF-8 bytes."""
+    stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)
+    tokenizer = load_tokenizer(prepared.tokenizer)
+    documents = np.split(stream, np.flatnonzero(stream == prepared.bos_id))[1:]
+    decoded = sum(len(tokenizer.decode(document[1:].tolist()).encode()) for document in documents)
+    score = WindowsConfig(length=64, stride=None, batch_tokens=640).run(
+        lambda ids_BT, last: torch.zeros(len(ids_BT), last, prepared.vocab_size),
+        stream,
+        ByteCounter.from_tokenizer(prepared.tokenizer),
+        ALONE,
+    )
+    assert score.bytes == decoded == prepared.splits["val"].bytes
+
+
+def test_score_units() -> None:
+    score = Score(nats=math.log(2) * 24, tokens=6, bytes=3, seconds=1)
+    assert score.bpb == pytest.approx(8) and score.loss == pytest.approx(math.log(2) * 4)
+
+
+def test_two_shares_make_the_whole(toy: Callable[..., Run], prepared: Prepared) -> None:
+    """What two ranks would add up, taken one at a time, equals one rank."""
+
+    class Share(Ranks):
+        def sum_(self, tensor: Tensor) -> Tensor:
+            seen.append(tensor.clone())
+            if tensor.dtype == torch.int64:
+                tensor[0] = len(stream) - 1
+            return tensor
+
+    stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)
+    counter = ByteCounter.from_tokenizer(prepared.tokenizer)
+    model = toy().model.build()
+    config = WindowsConfig(length=32, stride=16, batch_tokens=128)
+    whole = config.run(model.log_probs, stream, counter, ALONE)
+    seen: list[Tensor] = []
+    for rank in range(2):
+        config.run(model.log_probs, stream, counter, Share(rank, 2, torch.device("cpu")))
+    assert (seen[0] + seen[2]).item() == pytest.approx(whole.nats, rel=1e-9)
+    assert (seen[1] + seen[3]).tolist() == [whole.tokens, whole.bytes]
+
+
+def test_scoring_reads_the_split_it_is_told(toy: Callable[..., Run], prepared: Prepared) -> None:
+    for split in ("val", "tune"):
+        run = toy(f"eval.split={split}")
+        score = Scoring(run.eval, prepared, ALONE).score(run.model.build())
+        assert score.tokens == prepared.splits[split].tokens - 1
+
+
+def test_eval_config_wants_plain() -> None:
+    sliding = WindowsConfig(length=8, stride=4, batch_tokens=8)
+    with pytest.raises(ValueError, match="plain"):
+        EvalConfig(main="sliding", split="val", every_steps=None, evaluators={"sliding": sliding})

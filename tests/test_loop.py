@@ -1,0 +1,247 @@
+"""Whole toy runs: the folder, the result, repeatability, kills, stops, ranks."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from golf.artifact.file import read_artifact
+from golf.checkpoint import load_tensors
+from golf.compose import CONF, compose
+from golf.config import Run
+from golf.dist import Ranks
+from golf.launcher import jobs
+from golf.loop import warm_up
+from golf.rundir import RunDir, choose_folder
+from golf.scoring import Scoring
+from tests.conftest import toy_overrides
+
+ROOT = CONF.parent
+ALONE = Ranks(0, 1, torch.device("cpu"))
+# fmt: off
+SCHEMA_KEYS = [
+    "schema", "status", "label", "fingerprint", "config_hash", "seed", "sweep", "row", "parent", "data", "track",
+    "val_bpb", "val_loss", "evals", "raw_bpb", "pre_quant_bpb", "post_quant_bpb", "quant_gap_bpb", "artifact_bytes",
+    "code_bytes", "total_bytes", "cap_bytes", "fits", "bits_per_param", "params", "params_stored", "phases",
+    "steps", "train_tokens", "train_seconds", "quant_seconds", "eval_seconds", "wall_seconds", "step_ms",
+    "step_ms_mean", "tokens_per_second", "peak_memory_bytes", "deterministic", "world_size", "device", "precision",
+    "legal", "legality", "environment",
+]
+FILES = [
+    "config.json", "config.yaml", "command.txt", "status.json", "metrics.jsonl", "log", "checkpoint",
+    "weights.safetensors", "artifact.golf", "result.json", "environment.json", "diff.patch",
+]
+# fmt: on
+
+
+class Job:
+    """A run's folder and its worker command, as the door makes them."""
+
+    def __init__(self, run: Run):
+        data = Path(run.data_dir)
+        self.run = run
+        self.prepared = run.data.prepare(data, log=lambda line: None)
+        self.folder, self.finished = jobs.open_run(run, self.prepared, Path(run.outputs), ["train.py"])
+        self.command, self.environment = jobs.worker_command(run, self.folder)
+        self.environment |= {"OMP_NUM_THREADS": "1"}
+
+    def start(self) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            self.command, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+
+    def go(self, code: int = 0) -> str:
+        """Run to the end; returns what it printed."""
+        worker = self.start()
+        out, err = worker.communicate(timeout=200)
+        assert worker.returncode == code, out + err
+        return out + err
+
+    def result(self) -> dict:
+        return json.loads(self.folder.result.read_text())
+
+    def wait_for_step(self, worker: subprocess.Popen, step: int) -> None:
+        while worker.poll() is None:
+            if self.folder.metrics.exists() and f'"step": {step},' in self.folder.metrics.read_text():
+                return
+            time.sleep(0.01)
+        raise AssertionError(worker.communicate())
+
+
+@pytest.fixture
+def job(toy_folder: Path, tmp_path: Path) -> Callable[..., Job]:
+    """job(*overrides) -> a toy job in a folder of its own."""
+
+    def make(*extra: str, outputs: str = "outputs") -> Job:
+        return Job(compose(toy_overrides(toy_folder, [f"outputs={tmp_path / outputs}", *extra])))
+
+    return make
+
+
+def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) -> None:
+    one = job("eval=sliding", "average=ema", "eval.every_steps=4", "budget.max_steps=30", "schedule.steps=10")
+    printed = one.go()
+    result = one.result()
+    assert set(SCHEMA_KEYS) <= set(result) and result["status"] == "done"
+    assert all((one.folder.path / name).exists() for name in FILES)
+    assert f"{result['val_bpb']:.4f}" in printed and "of 500,000 bytes" in printed
+    assert result["artifact_bytes"] == one.folder.artifact.stat().st_size
+    assert result["val_bpb"] == result["evals"]["sliding"]["val_bpb"]
+    assert result["post_quant_bpb"] == result["evals"]["plain"]["val_bpb"]
+    assert result["quant_gap_bpb"] == pytest.approx(result["post_quant_bpb"] - result["pre_quant_bpb"])
+    assert len({result["raw_bpb"], result["pre_quant_bpb"], result["post_quant_bpb"]}) == 3
+    assert result["steps"] == 30 and result["train_tokens"] == 30 * 256 and result["deterministic"]
+    loss = result["evals"]["plain"]["val_loss"]
+    assert loss < math.log(384) - 0.5, "it learned"
+    assert result["phases"]["train"]["reads"] == ["train"] and result["phases"]["eval"]["reads"] == ["val"]
+    assert json.loads(one.folder.status.read_text())["state"] == "done"
+    records = [json.loads(line) for line in one.folder.metrics.read_text().splitlines()]
+    assert [r["step"] for r in records if "val_bpb" in r] == [4, 8, 12, 16, 20, 24, 28]
+    assert records[-1]["step"] == 30 and records[0]["step"] == 1
+    averaged, _ = load_tensors(one.folder.weights)
+    assert set(averaged) == {name for name, _ in one.run.model.build_on_meta().named_parameters()}
+    model = read_artifact(one.folder.artifact).model
+    again = Scoring(one.run.eval, one.prepared, ALONE).score(model, "sliding")
+    assert again.bpb == pytest.approx(result["val_bpb"], abs=1e-6)
+
+
+def test_repeated_runs_are_bitwise_the_same(job: Callable[..., Job]) -> None:
+    runs = [job("loader=shuffled", outputs=name) for name in ("a", "b")]
+    for one in runs:
+        one.go()
+    assert runs[0].folder.artifact.read_bytes() == runs[1].folder.artifact.read_bytes()
+    assert runs[0].result()["val_bpb"] == runs[1].result()["val_bpb"]
+
+
+def test_killed_and_resumed_is_bitwise_the_same(job: Callable[..., Job]) -> None:
+    """SIGKILL somewhere in the middle, twice; averages, momenta and the position in the data come back."""
+    settings = [
+        "loader=shuffled",
+        "average=ema",
+        "budget.max_steps=40",
+        "checkpoint.every_steps=3",
+        "log.every_steps=1",
+    ]
+    whole, broken = job(*settings, outputs="whole"), job(*settings, outputs="broken")
+    whole.go()
+    for step in (5, 17):
+        worker = broken.start()
+        broken.wait_for_step(worker, step)
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.communicate()
+        assert not broken.folder.result.exists()
+    printed = broken.go()
+    assert "resumed at step" in printed
+    assert whole.folder.artifact.read_bytes() == broken.folder.artifact.read_bytes()
+    steps = [json.loads(line)["step"] for line in broken.folder.metrics.read_text().splitlines()]
+    assert steps == list(range(1, 41)), "metrics have each step once"
+
+
+@pytest.mark.parametrize("signum, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+def test_a_signal_saves_and_stops_and_the_next_start_goes_on(signum: int, name: str, job: Callable[..., Job]) -> None:
+    one = job("budget.max_steps=3000", "log.every_steps=1")
+    worker = one.start()
+    one.wait_for_step(worker, 5)
+    worker.send_signal(signum)
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 130 and f"stopped by {name}" in err and "Traceback" not in err
+    assert json.loads(one.folder.status.read_text())["state"] == "stopped"
+    _, meta = load_tensors(one.folder.checkpoint)
+    assert f"saved: step {meta['step']}" in err and meta["step"] >= 5
+
+
+def test_two_ranks_train_as_one(job: Callable[..., Job]) -> None:
+    one, two = job(outputs="one"), job("launch.nproc=2", outputs="two")
+    assert one.folder.path.name == two.folder.path.name, "the number of ranks is no part of a run's identity"
+    one.go()
+    two.go()
+    first, second = one.result(), two.result()
+    assert second["world_size"] == 2 and first["train_tokens"] == second["train_tokens"]
+    assert first["val_bpb"] == pytest.approx(second["val_bpb"], abs=1e-4)
+    ours, theirs = load_tensors(one.folder.weights)[0], load_tensors(two.folder.weights)[0]
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step(job: Callable[..., Job]) -> None:
+    one = job("optimizer.groups.scalars.lr=1e37", "budget.max_steps=50", "checkpoint.every_steps=1")
+    printed = one.go(code=1)
+    assert "loss became" in printed and "at step" in printed and "saved: step" in printed
+    assert "Traceback" not in printed and not one.folder.result.exists()
+    assert json.loads(one.folder.status.read_text())["state"] == "failed"
+
+
+def test_a_second_process_on_one_run_is_refused(job: Callable[..., Job]) -> None:
+    one = job("budget.max_steps=3000", "log.every_steps=1")
+    worker = one.start()
+    one.wait_for_step(worker, 2)
+    assert "another process is at work on this run" in one.go(code=1)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.communicate()
+
+
+def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job], tmp_path: Path) -> None:
+    one = job("budget.max_steps=500", "checkpoint.every_steps=5", "log.every_steps=1")
+    one.environment["GOLF_NOTHING"] = ""
+    limit = ["bash", "-c", 'ulimit -f 40; exec "$@"', "bash"]  # files end at 40 KiB: a write fails as on a full disk
+    one.command = [*limit, *one.command]
+    printed = one.go(code=1)
+    assert "at step" in printed and "saved" in printed and "Traceback" not in printed
+
+
+def test_damaged_checkpoints_are_named(job: Callable[..., Job]) -> None:
+    one = job()
+    one.folder.checkpoint.parent.mkdir(parents=True)
+    one.folder.checkpoint.write_bytes(b"nonsense")
+    assert "delete it to start the run again" in one.go(code=1)
+
+
+def test_wall_clock_runs_say_so_and_stop_in_time(job: Callable[..., Job]) -> None:
+    one = job("budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=1.5")
+    one.go()
+    result = one.result()
+    assert not result["deterministic"] and 1.5 <= result["train_seconds"] < 10
+
+
+def test_finished_folders_and_reruns(job: Callable[..., Job]) -> None:
+    one = job()
+    one.go()
+    before = {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir()}
+    again = job()
+    assert again.finished is not None and again.folder == one.folder
+    assert {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir()} == before
+    rerun = job("rerun=true")
+    assert rerun.finished is None and rerun.folder.path.name == one.folder.path.name + "-r2"
+    rerun.go()
+    assert job().folder == rerun.folder
+
+
+def test_folder_names(tmp_path: Path) -> None:
+    folder = choose_folder(tmp_path, "ablation", "row", 7, "abcdef0123", rerun=False)
+    assert folder == RunDir(tmp_path / "ablation" / "row-s7-abcdef01")
+
+
+def test_warm_up_moves_nothing(toy: Callable[..., Run]) -> None:
+    run = toy()
+    model = run.model.build()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    warm_up(model, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"))
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+
+
+GOLDEN = [5.947, 5.8619, 5.6232, 5.5102, 5.4447, 5.3726]
+
+
+def test_golden_first_steps(job: Callable[..., Job]) -> None:
+    """A change that moves these numbers changes what every earlier result meant: say so in LOG.md."""
+    one = job("log.every_steps=1")
+    one.go()
+    losses = [json.loads(line)["loss"] for line in one.folder.metrics.read_text().splitlines()]
+    assert losses == pytest.approx(GOLDEN, abs=2e-3)
