@@ -30,11 +30,13 @@ def roles_of(model: nn.Module) -> dict[str, str]:
     return roles
 
 
-def check_table(entries: dict[str, str], default: str | None, choices: dict, field: str) -> None:
+def check_table(roles: dict[str, str], names: dict[str, str], default: str | None, choices: dict) -> None:
     """Raise ValueError where a table points to a name that `choices` does not have."""
-    for key, name in [*entries.items(), ("default", default)]:
+    pointers = {f"roles.{key}": name for key, name in roles.items()}
+    pointers |= {f"names.{key}": name for key, name in names.items()}
+    for key, name in [*pointers.items(), ("default", default)]:
         if name is not None and name not in choices:
-            raise ValueError(f"{field}.{key}={name}: no such entry; there are {', '.join(choices)}")
+            raise ValueError(f"{key}={name}: no such entry; there are {', '.join(choices)}")
 
 
 def assign(

@@ -47,8 +47,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         positive(clip_norm=self.clip_norm)
-        for field, table in (("roles", self.roles), ("names", self.names)):
-            check_table(table, self.default, self.groups, field)
+        check_table(self.roles, self.names, self.default, self.groups)
 
     def assign(self, model: nn.Module) -> dict[str, str]:
         """parameter name -> group name, every parameter once."""

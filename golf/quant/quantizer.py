@@ -28,8 +28,7 @@ class QuantConfig:
     codec: CodecConfig
 
     def __post_init__(self) -> None:
-        for field, table in (("roles", self.roles), ("names", self.names)):
-            check_table(table, self.default, self.formats, field)
+        check_table(self.roles, self.names, self.default, self.formats)
 
     def assign(self, roles: dict[str, str]) -> dict[str, str]:
         """parameter name -> format name, every parameter once."""
