@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from golf.fields import between
+
 
 class Averager:
     """Follows a model's weights; the base class is the null object, whose average is the last weights."""
@@ -72,8 +74,7 @@ class EMAConfig(AverageConfig):
     bias_correction: bool
 
     def __post_init__(self) -> None:
-        if self.horizon_steps < 1:
-            raise ValueError(f"horizon_steps={self.horizon_steps} must be at least 1; try horizon_steps=1")
+        between(1, 1e9, horizon_steps=self.horizon_steps)
 
     def build(self, model: nn.Module) -> "EMA":
         return EMA(model, 1 - 1 / self.horizon_steps, self.bias_correction)

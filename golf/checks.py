@@ -46,6 +46,15 @@ def check_data(run: Run, prepared: Prepared) -> None:
             f"model.vocab_size={run.model.vocab_size}: the tokenizer of data={prepared.corpus} has "
             f"{prepared.vocab_size} tokens; leave model.vocab_size out, or set data.vocab_size={run.model.vocab_size}"
         )
+    needed, there = (
+        run.loader.tokens_needed(run.batch.sequences, run.batch.sequence_length),
+        prepared.splits["train"].tokens,
+    )
+    if there < needed:
+        raise UserError(
+            f"batch.sequence_length={run.batch.sequence_length}: a batch needs {needed:,} tokens, the train split of "
+            f"data={prepared.corpus} has {there:,}; lower batch.sequence_length or batch.tokens_per_step"
+        )
 
 
 def threads(run: Run) -> int:

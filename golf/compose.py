@@ -2,14 +2,18 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from golf.config import Run, register_resolvers, typed
+from golf.errors import UserError
 from golf.rundir import ROOT
 
 VERSION_BASE = "1.3"
@@ -20,9 +24,20 @@ def run_of(config: DictConfig, choices: Mapping[str, str | None]) -> Run:
     """The typed run of a composed configuration; choices: group -> option, for the label where none is given."""
     node = OmegaConf.to_container(config, resolve=True)
     assert isinstance(node, dict)
-    if node["label"] is None:
-        node["label"] = choices.get("experiment") or f"{choices['model']}-{choices['quant']}"
+    if node.get("label") is None:
+        node["label"] = choices.get("experiment") or f"{choices.get('model')}-{choices.get('quant')}"
     return typed(node, "", Run)
+
+
+@contextmanager
+def composing(arguments: Sequence[str]) -> Iterator[None]:
+    """Whatever is wrong with a composition leaves as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(one_line(error, arguments)) from None
 
 
 def compose(overrides: Sequence[str] = ()) -> Run:
@@ -30,18 +45,25 @@ def compose(overrides: Sequence[str] = ()) -> Run:
     os.environ.setdefault("GOLF_ROOT", str(ROOT))
     register_resolvers()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return run_of(config, choices)
+    with composing(overrides):
+        with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+            config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        choices = dict(config.hydra.runtime.choices)
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        return run_of(config, choices)
 
 
-def one_line(error: Exception, arguments: list[str]) -> str:
+def one_line(error: Exception, arguments: Sequence[str]) -> str:
     """The message of a composition error, with the offending argument and without Hydra's advice to append it."""
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         given = next((a for a in arguments if a.lstrip("+~").startswith(unknown[1])), unknown[1])
         return f"{given}: there is no key {unknown[1]}; --cfg job prints every key there is"
+    resolving = re.search(r"ValueError raised while resolving interpolation: (.*)", str(error))
+    if resolving:
+        return resolving[1]
+    if not isinstance(error, HydraException | OmegaConfBaseException):  # Hydra stumbled over a group's value
+        groups = [a for a in arguments if "." not in a.split("=")[0] and re.search(r"=(null|\[.*\])?$", a)]
+        return f"{' '.join(groups) or error}: a group takes the name of one of its options; --help lists them"
     return " ".join(line.strip() for line in str(error).splitlines()[:12] if line.strip())

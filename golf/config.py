@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import re
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.utils import get_class
@@ -19,7 +21,7 @@ from golf.artifact.codecs import CodecConfig
 from golf.averaging import AverageConfig
 from golf.errors import UserError
 from golf.evals.evaluator import EvalConfig
-from golf.fields import one_of, positive
+from golf.fields import OPERATIONAL, between, one_of, positive
 from golf.models.kernels import ATTENTION_BACKENDS
 from golf.models.lm import LMConfig
 from golf.nodes import plain, without_nulls
@@ -65,7 +67,7 @@ class Scale:
     seq: float
 
     def __post_init__(self) -> None:
-        positive(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        positive(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,10 +93,11 @@ class Batch:
 
     tokens_per_step: int
     sequence_length: int
-    max_microbatch_sequences: int  # at most this many rows a rank in one forward; memory, not mathematics
+    # at most this many rows a rank in one forward: memory, not mathematics
+    max_microbatch_sequences: int = field(metadata=OPERATIONAL)
 
     def __post_init__(self) -> None:
-        positive(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        positive(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)})
         if self.tokens_per_step % self.sequence_length:
             near = max(1, round(self.tokens_per_step / self.sequence_length)) * self.sequence_length
             raise ValueError(
@@ -185,12 +188,11 @@ class Run:
     def __post_init__(self) -> None:
         one_of("resume", self.resume, RESUMES)
         positive(cap_bytes=self.cap_bytes)
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed={self.seed} must lie in 0 .. 2**31 - 1")
+        between(0, 2**31 - 1, seed=self.seed)
         for name in ("label", "sweep"):
             value = getattr(self, name)
-            if value is not None and (not value or not all(c.isalnum() or c in "._+-" for c in value)):
-                raise ValueError(f"{name}={value!r} names a folder; use letters, digits and . _ + - only")
+            if value is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", value):
+                raise ValueError(f"{name}={value!r} names a folder; use at most 100 letters, digits and . _ + -")
 
     @property
     def chosen_codec(self) -> CodecConfig:
@@ -228,7 +230,7 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(cls)
     schema = OmegaConf.structured(cls)
-    for key in (field.name for field in dataclasses.fields(cls) if field.name in items):
+    for key in (item.name for item in dataclasses.fields(cls) if item.name in items):
         where, value = _join(path, key), items[key]
         inner, member = _slot(hints[key])
         value = typed(value, where, inner)
@@ -236,9 +238,11 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             for name, part in value.items():
                 if not isinstance(part, member):
                     raise UserError(f"{where}.{name}={_short(part)}: must be a {member.__name__}")
+        if (hints[key] is bool) != isinstance(value, bool) and (hints[key] is bool or isinstance(value, bool)):
+            raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
         try:
             schema[key] = value
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{where}={_short(value)}: {reason}; it takes {_type_name(hints[key])}") from None
     try:
@@ -259,15 +263,15 @@ def _config_class(target: Any, path: str) -> type:
 
 
 def _check_keys(cls: type, items: dict[str, Any], path: str) -> None:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {item.name: item for item in dataclasses.fields(cls)}
     for key in items:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             given = f"{_join(path, key)}={_short(items[key])}"
             raise UserError(f"{given}: {cls.__name__} has no such key; {hint}it has {', '.join(fields)}")
-    for key, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    for key, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and key not in items:
             raise UserError(f"{_join(path, key)}: missing; {cls.__name__} needs it")
 
@@ -300,9 +304,13 @@ def _join(path: str, key: str) -> str:
 
 
 def identity(run: Run, data_digest: str) -> dict[str, Any]:
-    """What makes this run this run: the typed task config, data named by the hash of what was prepared."""
-    node = {key: item for key, item in plain(run).items() if key not in NOT_IDENTITY}
-    node["data"] = data_digest
+    """What makes this run this run: the typed task config, data named by the hash of what was prepared.
+
+    Fields that are OPERATIONAL and nulls are left out; the codec is the one that will be used, wherever it was named.
+    """
+    node = {key: item for key, item in plain(run, operational=False).items() if key not in NOT_IDENTITY}
+    node |= {"data": data_digest, "codec": plain(run.chosen_codec)}
+    del node["quant"]["codec"]
     return without_nulls(node)
 
 
@@ -324,15 +332,29 @@ def register_resolvers() -> None:
     sequences; area: a count of elements of a width x width matrix.
     """
 
+    def number(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{key}={value!r} is not a positive number; {key}=1 is the full size")
+        return float(value)
+
     def scaled(full: Any, factor: float, unit: int) -> int:
         return max(1, round(float(full) * factor / unit)) * unit
 
-    def batch(full: Any, *, _root_: Any) -> int:
-        return scaled(full, _root_.scale.batch, int(_root_.batch.sequence_length))
+    def register(name: str, factor: str, unit: int, power: int = 1) -> None:
+        def resolve(full: Any, *, _root_: Any) -> int:
+            return scaled(full, number(f"scale.{factor}", _root_.scale[factor]) ** power, unit)
 
-    OmegaConf.register_new_resolver("width", lambda n, *, _root_: scaled(n, _root_.scale.width, 16), replace=True)
-    OmegaConf.register_new_resolver("depth", lambda n, *, _root_: scaled(n, _root_.scale.depth, 1), replace=True)
-    OmegaConf.register_new_resolver("steps", lambda n, *, _root_: scaled(n, _root_.scale.steps, 1), replace=True)
-    OmegaConf.register_new_resolver("seq", lambda n, *, _root_: scaled(n, _root_.scale.seq, 16), replace=True)
-    OmegaConf.register_new_resolver("area", lambda n, *, _root_: scaled(n, _root_.scale.width**2, 1), replace=True)
+        OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+    def batch(full: Any, *, _root_: Any) -> int:
+        length = _root_.batch.sequence_length
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"batch.sequence_length={length!r} is not a length; set a whole number above 0")
+        return scaled(full, number("scale.batch", _root_.scale.batch), length)
+
+    register("width", "width", 16)
+    register("depth", "depth", 1)
+    register("steps", "steps", 1)
+    register("seq", "seq", 16)
+    register("area", "width", 1, power=2)
     OmegaConf.register_new_resolver("batch", batch, replace=True)

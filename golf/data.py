@@ -16,12 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # for a script, Python puts golf/ itself here
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from golf.compose import CONF, compose, one_line
+from golf.compose import CONF, compose
 from golf.errors import UserError
 from golf.tokens.prepare import DataConfig, Prepared
 from golf.tokens.verify import verify_prepared
@@ -106,10 +104,7 @@ def data_of(overrides: list[str]) -> DataConfig:
     if not any(item.startswith("data=") for item in overrides):
         choices = ", ".join(sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
         raise UserError(f"data=(none): name one of {choices}")
-    try:
-        return compose(overrides).data
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error, overrides)) from None
+    return compose(overrides).data
 
 
 if __name__ == "__main__":

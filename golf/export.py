@@ -1,5 +1,6 @@
 """From trained weights to the score that counts: average, quantise, write, read back, evaluate."""
 
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from golf.artifact.file import read_artifact, write_artifact
 from golf.checkpoint import save_tensors
 from golf.config import Run
 from golf.dist import Ranks
+from golf.errors import RunError
 from golf.evals.evaluator import Score
 from golf.ledger import Ledger
 from golf.loop import LoopState, Trained
@@ -39,6 +41,8 @@ def export(
     # ---------------------------------------------------------------- raw and averaged weights
     with ledger.phase("eval", run.eval.split):
         raw = scoring.score(model)
+    if not math.isfinite(raw.nats):
+        raise RunError(f"the score of the last weights is {raw.nats}; lower the learning rates")
     weights = averager.averages(model)
     if ranks.first:
         save_tensors(folder.weights, weights, {"step": state.step})
@@ -70,7 +74,7 @@ def export(
         **_size_part(run, artifact.size_bytes, sum(p.numel() for p in model.parameters()), stored),
         **_time_part(state, ledger),
         "peak_memory_bytes": _peak_memory(ranks.device),
-        "deterministic": run.budget.clock == "steps",
+        "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
         "world_size": ranks.world,
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
         "attention": {"backend": trained.backend.name, "reason": trained.backend.reason},
@@ -107,12 +111,13 @@ def _score_part(run: Run, raw: Score, pre_quant: Score, scores: dict[str, Score]
             "tokens": score.tokens,
             "bytes": score.bytes,
             "seconds": score.seconds,
-            "legal": True,
-            "notes": "fixed weights, causal, every target once",
+            "legal": run.eval.evaluators[name].legal,
+            "notes": run.eval.evaluators[name].notes,
         }
         for name, score in scores.items()
     }
     return {
+        "eval_main": run.eval.main,
         "val_bpb": main.bpb,
         "val_loss": main.loss,
         "evals": evals,

@@ -1,5 +1,10 @@
 """Checks for the __post_init__ of config dataclasses. Messages begin with `field=value`; typed() adds the key path."""
 
+import math
+from types import MappingProxyType
+
+OPERATIONAL = MappingProxyType({"operational": True})  # metadata of a field that changes how, not what: not in identity
+
 
 def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
@@ -8,7 +13,15 @@ def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def positive(**values: float | None) -> None:
-    """Raise ValueError for the first value that is zero or less; None (absent) passes."""
+    """Raise ValueError for the first value that is not a finite number above zero; None (absent) passes."""
     for field, value in values.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{field}={value} is not positive; set it above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{field}={value} is not positive; set it to a finite number above 0")
+
+
+def between(low: float, high: float, **values: float | None) -> None:
+    """Raise ValueError for the first value outside low .. high, NaN included; None (absent) passes."""
+    for field, value in values.items():
+        if value is not None and not low <= value <= high:
+            near = low if value < low else high
+            raise ValueError(f"{field}={value} must lie in {low:.10g} .. {high:.10g}; try {field}={near:.10g}")

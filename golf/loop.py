@@ -61,8 +61,8 @@ class Trained:
     backend: Backend
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop; its state is saved."""
+class Stopped(BaseException):
+    """A signal asked the run to stop; its state is saved. No `except Exception` on the way may swallow it."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
@@ -254,6 +254,8 @@ def save(
 ) -> None:
     """Write the checkpoint on rank 0; the other ranks wait until it stands."""
     if ranks.first and state.saved_step != state.step:
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise RunError(f"weights are no numbers any more at step {state.step}; lower the learning rates")
         state.phases = ledger.phases
         meta = asdict(state) | {"saved_step": state.step, "earlier_seconds": state.wall_seconds()}
         meta |= {"loader": loader.state()}

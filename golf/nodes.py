@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses to nested dicts with `_target_`, nulls included; lists, dicts and primitives as they are."""
+def plain(value: Any, *, operational: bool = True) -> Any:
+    """Dataclasses to nested dicts with `_target_`, nulls included; lists, dicts and primitives as they are.
+
+    operational=False leaves out fields marked OPERATIONAL, which change how a run is made and not what comes of it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if operational or not f.metadata.get("operational")]
         target = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"_target_": target, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        return {"_target_": target, **{f.name: plain(getattr(value, f.name), operational=operational) for f in fields}}
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, operational=operational) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
+        return [plain(item, operational=operational) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def without_nulls(node: Any) -> Any:

@@ -51,7 +51,7 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     for name, key in ladder:
         scores.add_row(name, "plain", f"{result[key]:.4f}")
     for name, entry in result["evals"].items():
-        bold = "bold" if entry["val_bpb"] == main else ""
+        bold = "bold" if name == result["eval_main"] else ""
         scores.add_row("artifact, read back", name, f"{entry['val_bpb']:.4f}", style=bold)
     console.print(scores)
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

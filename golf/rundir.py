@@ -19,6 +19,7 @@ import torch
 from golf.errors import RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ("golf", "conf", "sweeps", "hydra_plugins")
 PACKAGES = (
     "torch",
     "numpy",
@@ -104,10 +105,14 @@ class RunDir:
         """state: running, stopped, failed or done."""
         write_json(self.status, {"state": state, "pid": os.getpid(), "time": time.time(), **facts})
 
+    def get_status(self) -> dict[str, Any]:
+        """What set_status last wrote; empty where nothing readable stands."""
+        return read_json(self.status) or {}
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder: a second process on the same run is refused. The lock dies with its holder."""
-        with open(self.path / ".lock", "w") as file:
+        with open(self.path / ".lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -132,24 +137,24 @@ def _attempt(group: Path, base: str, number: int) -> Path:
 
 
 def make_folder(folder: RunDir, config: dict[str, Any], config_yaml: str, command: list[str]) -> None:
-    """Create the folder with its description, or find the same description there (a run that goes on)."""
+    """Write the folder's description; a run that goes on keeps what it began with (environment, diff)."""
     (folder.path / "log").mkdir(parents=True, exist_ok=True)
     write_json(folder.config, config)
     write_atomic(folder.path / "config.yaml", config_yaml)
     write_atomic(folder.path / "command.txt", " ".join(command) + "\n")
-    write_json(folder.path / "environment.json", environment())
-    write_atomic(folder.path / "diff.patch", _git("diff", "HEAD") or "")
+    if not (folder.path / "environment.json").exists():
+        write_atomic(folder.path / "diff.patch", code_changes() or "")
+        write_json(folder.path / "environment.json", environment())
 
 
 def environment() -> dict[str, Any]:
     """Versions, code and hardware, as result.json and the run folder keep them."""
-    diff = _git("diff", "HEAD")
     return {
         "python": platform.python_version(),
         "golf": version("golf"),
         **{name.replace("-core", ""): _version(name) for name in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(diff),
+        "git_dirty": bool(code_changes()),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -180,9 +185,19 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def same_code(result: dict[str, Any]) -> bool:
-    """Whether a finished result was made by the code that stands here now."""
-    then, now = result.get("environment", {}), environment()
+def code_changes() -> str | None:
+    """What the working tree has beyond the commit, new files included, as a patch; None without git."""
+    tracked = _git("diff", "HEAD")
+    if tracked is None:
+        return None
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *CODE) or ""
+    bodies = [f"+++ {name}\n{(ROOT / name).read_text(errors='replace')}" for name in new.splitlines()]
+    return "\n".join([tracked, *bodies]).strip()
+
+
+def same_code(then: dict[str, Any]) -> bool:
+    """Whether an environment (of a result or a folder) had the code that stands here now, as committed."""
+    now = environment()
     return not then.get("git_dirty") and not now["git_dirty"] and then.get("git_commit") == now["git_commit"]
 
 

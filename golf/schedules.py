@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from golf.fields import positive
+from golf.fields import between, positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class Constant(Schedule):
 
     value: float
 
+    def __post_init__(self) -> None:
+        between(0, 1e6, value=self.value)
+
     def __call__(self, tick: Tick) -> float:
         return self.value
 
@@ -42,8 +45,7 @@ class Warmdown(Schedule):
 
     def __post_init__(self) -> None:
         positive(steps=self.steps)
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor={self.floor} must lie in 0 .. 1; try floor=0.1")
+        between(0, 1, floor=self.floor)
 
     def __call__(self, tick: Tick) -> float:
         return max(self.floor, min(1.0, tick.steps_left / self.steps))
@@ -59,6 +61,7 @@ class Ramp(Schedule):
 
     def __post_init__(self) -> None:
         positive(steps=self.steps)
+        between(0, 1e6, start=self.start, end=self.end)
 
     def __call__(self, tick: Tick) -> float:
         return self.start + (self.end - self.start) * min(1.0, tick.step / self.steps)

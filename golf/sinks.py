@@ -15,8 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from golf.errors import UserError
 from golf.fields import one_of, positive
+from golf.rundir import write_atomic
 
 WANDB_INIT_SECONDS = 20
+WANDB_FINISH_SECONDS = 60
 
 
 class Sink:
@@ -62,7 +64,7 @@ class JsonlSink(Sink):
                     kept += [line] if json.loads(line)["step"] <= from_step else []
                 except (ValueError, KeyError):
                     continue  # a line that a kill cut short
-        path.write_text("".join(line + "\n" for line in kept))
+        write_atomic(path, "".join(line + "\n" for line in kept))
         self.file = open(path, "a")  # noqa: SIM115 (held until close)
 
     def step(self, record: dict[str, Any]) -> None:
@@ -198,7 +200,9 @@ class WandbSink(Sink):
             group=facts["sweep"],
             job_type=facts["label"],
             config=facts["config"],
-            settings=wandb.Settings(init_timeout=WANDB_INIT_SECONDS, console="off", silent=True),
+            settings=wandb.Settings(
+                init_timeout=WANDB_INIT_SECONDS, console="off", silent=True, finish_timeout=WANDB_FINISH_SECONDS
+            ),
         )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")

@@ -15,12 +15,10 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from golf import checks, plan, result, rundir
-from golf.compose import CONF, VERSION_BASE, one_line, run_of
+from golf.compose import CONF, VERSION_BASE, composing, run_of
 from golf.config import Run, register_resolvers
 from golf.errors import RunError, UserError
 from golf.launcher import jobs
@@ -55,6 +53,8 @@ def check_arguments(arguments: list[str]) -> None:
         key = override.get_key_element().lstrip("+~")
         if key in seen:
             raise UserError(f"{key} is given twice ({seen[key]} and {override.input_line}); keep one")
+        if key == "hydra.mode":
+            raise UserError(f"{override.input_line}: this version runs one configuration at a time; leave it out")
         seen[key] = str(override.input_line)
 
 
@@ -73,29 +73,36 @@ def start(run: Run) -> int:
     if finished is not None:
         result.show(finished)
         print(f"\nfinished before: {folder.path} (rerun=true trains it again)")
-        if not rundir.same_code(finished):
+        if not rundir.same_code(finished["environment"]):
             print("note: made by other code (git commit or diff) than what stands here")
         return 0
     sys.stdout.flush()
     command, environment = jobs.worker_command(run, folder)
+    if run.launch.nproc > 1:
+        return jobs.supervise(command, environment, folder)
     os.execve(command[0], command, environment)
 
 
 def main() -> int:
     """Exit code 2 and one line for bad input; the worker's own code otherwise."""
     try:
-        check_arguments(sys.argv[1:])
-        compose()
-        if not composed:
-            return 0  # --help, --cfg and their kin have printed what was asked for
-        done = composed.pop()
-        return start(run_of(done.config, done.choices))
-    except (HydraException, OmegaConfBaseException, UserError) as error:
-        print(f"golf: {one_line(error, sys.argv[1:])}", file=sys.stderr)
+        with composing(sys.argv[1:]):
+            check_arguments(sys.argv[1:])
+            compose()
+            if not composed:
+                return 0  # --help, --cfg and their kin have printed what was asked for
+            done = composed.pop()
+            run = run_of(done.config, done.choices)
+        return start(run)
+    except UserError as error:
+        print(f"golf: {error}", file=sys.stderr)
         return 2
-    except RunError as error:
+    except (RunError, OSError) as error:
         print(f"golf: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("golf: stopped by SIGINT before training began", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

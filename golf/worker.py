@@ -30,15 +30,23 @@ STOPPED, FAILED, BAD_INPUT = 130, 1, 2
 def main(path: str) -> int:
     """Train, export and write result.json; returns the exit code."""
     folder = RunDir(Path(path))
-    config = read_json(folder.config)
-    if config is None:
-        print(f"golf: {folder.config}: no readable config.json; start the run with golf/train.py", file=sys.stderr)
+    try:
+        config = read_json(folder.config)
+        if config is None:
+            raise UserError(f"{folder.config}: no readable config.json; start the run with golf/train.py")
+        run: Run = typed(config["run"], "", Run)
+        prepared = Prepared.load(Path(config["prepared"]["folder"]))
+        if prepared.digest != config["prepared"]["digest"]:
+            raise UserError(f"{prepared.folder}: is not the data that the run began with; start it with golf/train.py")
+        ranks = dist.start(run.compute.device)
+    except UserError as error:
+        print(f"golf: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
-    run: Run = typed(config["run"], "", Run)
-    prepared = Prepared.load(Path(config["prepared"]["folder"]))
-    ranks = dist.start(run.compute.device)
     try:
         with folder.lock() if ranks.first else contextlib.nullcontext():
+            if folder.finished() is not None:
+                print(f"golf: {folder.path} is finished already; nothing is written", file=sys.stderr, flush=True)
+                return 0
             return attempt(run, prepared, folder, ranks, config)
     except RunError as error:  # the folder is another process's: leave its status alone
         print(f"golf: {error}", file=sys.stderr, flush=True)
@@ -53,16 +61,21 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
         raise Stopped(signum, state.step)
 
     signal.signal(signal.SIGTERM, stop)  # the loop has its own way while it runs
+    if ranks.first:
+        folder.set_status("running", step=0)
+    ranks.barrier()
     try:
         work(run, prepared, folder, ranks, state, config)
         return 0
-    except (Exception, KeyboardInterrupt) as error:
-        code, message = explain(error, state)
-        if ranks.first:
-            folder.set_status("stopped" if code == STOPPED else "failed", step=state.step, message=message)
-        if ranks.first or not isinstance(error, RunError | Stopped):  # those two come to all ranks alike
+    except (Exception, KeyboardInterrupt, Stopped) as error:
+        code, message, expected = explain(error, state)
+        # The rank that fails first says why; what it does to the others (a lost connection) is no news.
+        if ranks.first or not isinstance(error, Stopped):
+            if folder.get_status().get("state") == "running":
+                state_name = "stopped" if code == STOPPED else "failed"
+                folder.set_status(state_name, step=state.step, rank=ranks.rank, code=code, message=message)
             print(f"golf: {message}", file=sys.stderr, flush=True)
-        if code == FAILED and not isinstance(error, RunError | OSError):
+        if not expected:
             raise
         return code
 
@@ -75,8 +88,6 @@ def work(
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
     finished = None
     try:
-        if ranks.first:
-            folder.set_status("running", step=0)
         trained = train(run, prepared, folder, ranks, sinks, state, ledger)
         measured = export(run, prepared, folder, ranks, sinks, state, ledger, trained)
         if ranks.first:
@@ -109,22 +120,21 @@ def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:
     return Sinks([console, log, JsonlSink(folder.metrics, from_step), tracker])
 
 
-def explain(error: BaseException, state: LoopState) -> tuple[int, str]:
-    """(exit code, one line for people): what happened, at which step, what was saved, what to do."""
+def explain(error: BaseException, state: LoopState) -> tuple[int, str, bool]:
+    """(exit code, one line for people, whether the line says it all): what happened, at which step, what was saved."""
     saved = f"saved: step {state.saved_step}" if state.saved_step is not None else "nothing was saved yet"
     again = f"{saved}; the same command goes on from there" if state.saved_step is not None else saved
     if isinstance(error, Stopped | KeyboardInterrupt):
-        return STOPPED, f"{error or 'stopped by SIGINT'}; {again}"
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if out_of_memory:
-        return FAILED, f"out of memory at step {state.step}; lower batch.max_microbatch_sequences; {again}"
+        return STOPPED, f"{str(error) or 'stopped by SIGINT'}; {again}", True
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return FAILED, f"out of memory at step {state.step}; lower batch.max_microbatch_sequences; {again}", True
     if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
-        return FAILED, f"disk full at step {state.step}; free some space; {again}"
+        return FAILED, f"disk full at step {state.step}; free some space; {again}", True
     if isinstance(error, UserError):
-        return BAD_INPUT, str(error)
+        return BAD_INPUT, str(error), True
     if isinstance(error, RunError):
-        return FAILED, f"{error}; {again}"
-    return FAILED, f"{type(error).__name__} at step {state.step}: {error}; {again}"
+        return FAILED, f"{error}; {again}", True
+    return FAILED, f"{type(error).__name__} at step {state.step}: {error}; {again}", isinstance(error, OSError)
 
 
 @record

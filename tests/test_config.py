@@ -100,6 +100,22 @@ WRONG = {
     "seed": (["seed=-1"], r"seed=-1 must lie"),
     "label as a path": (["label=a/b"], r"label='a/b' names a folder"),
     "vocabulary": (["data.vocab_size=70000"], r"data\.vocab_size=70000"),
+    "no number": (["optimizer.groups.matrices.lr=nan"], r"optimizer\.groups\.matrices\.lr=nan is not positive"),
+    "infinite": (["model.head.softcap=inf"], r"model\.head\.softcap=inf is not positive; set it to a finite"),
+    "infinite expansion": (["model.mlp.expand=inf"], r"model\.mlp\.expand=inf must lie in"),
+    "negative rate": (["schedule=constant", "schedule.value=-1"], r"schedule\.value=-1.* must lie in"),
+    "null group": (["quant=null"], r"quant=null: a group takes the name of one"),
+    "null track": (["track=null"], r"track=null: a group takes"),
+    "null loader": (["loader=null"], r"loader"),
+    "list for a model": (["model=[1,2]"], r"model=\[1,2\]: a group"),
+    "deleted group": (["~quant"], r"quant: missing"),
+    "whole for a switch": (["compute.compile=5"], r"compute\.compile=5: it takes bool"),
+    "switch for a number": (["seed=true"], r"seed=True: it takes int"),
+    "sweep as a path": (["sweep=.."], r"sweep='\.\.' names a folder"),
+    "endless label": (["label=" + "x" * 300], r"label=.* at most 100"),
+    "zero length": (["batch.sequence_length=0"], r"batch\.sequence_length=0 is not a length"),
+    "word for a length": (["batch.sequence_length=abc"], r"batch\.sequence_length='abc' is not a length"),
+    "word for a scale": (["scale.width=abc"], r"scale\.width='abc' is not a positive number"),
     "zero schedule": (["schedule.steps=0"], r"schedule\.steps=0 is not positive"),
 }
 
@@ -149,7 +165,18 @@ def test_fingerprint_ignores_names_places_and_new_null_fields() -> None:
     assert fingerprint(run, "d") != fingerprint(run, "e"), "data is named by what was prepared"
     assert fingerprint(run, "d") != fingerprint(compose(["seed=2"]), "d")
     assert fingerprint(run, "d", with_seed=False) == fingerprint(compose(["seed=2"]), "d", with_seed=False)
-    for key in ("model.dim=208", "quant=int8", "average=ema", "eval=sliding", "budget.max_steps=7", "cap_bytes=9"):
+    for key in ("loader.prefetch=false", "eval.evaluators.plain.batch_tokens=64", "batch.max_microbatch_sequences=2"):
+        assert fingerprint(run, "d") == fingerprint(compose([key]), "d"), key
+    assert fingerprint(run, "d") == fingerprint(compose(["codec=zstd"]), "d"), "int6 names zstd already"
+    for key in (
+        "codec=zlib",
+        "model.dim=208",
+        "quant=int8",
+        "average=ema",
+        "eval=sliding",
+        "budget.max_steps=7",
+        "cap_bytes=9",
+    ):
         assert fingerprint(run, "d") != fingerprint(compose([key]), "d"), key
 
 
@@ -174,7 +201,8 @@ def test_a_new_field_at_its_null_default_leaves_fingerprints() -> None:
 def test_identity_is_the_whole_run_but_for_a_pinned_list() -> None:
     fields = {field.name for field in dataclasses.fields(Run)}
     assert fields >= NOT_IDENTITY
-    assert set(identity(compose(["codec=zlib"]), "d")) == fields - NOT_IDENTITY | {"_target_"}
+    node = identity(compose(), "d")
+    assert set(node) == fields - NOT_IDENTITY | {"_target_"} and "codec" not in node["quant"]
 
 
 def test_module_names_shadow_nothing() -> None:

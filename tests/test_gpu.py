@@ -1,6 +1,8 @@
 """On a CUDA device only (make test-gpu): bf16, compile, flash attention against SDPA, nccl."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,18 @@ def test_a_run_in_bf16(compiled: str, job: Callable[..., Job]) -> None:
     result = one.result()
     assert result["precision"] == "bf16" and result["peak_memory_bytes"] > 0
     assert result["evals"]["plain"]["val_loss"] < 5.5
+
+
+def test_killed_and_resumed_on_a_gpu(job: Callable[..., Job]) -> None:
+    one = job(*GPU, "budget.max_steps=3000", "log.every_steps=1", "checkpoint.every_steps=5")
+    worker = one.start()
+    one.wait_for_step(worker, 12)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.communicate()
+    again = one.start()
+    one.wait_for_step(again, 20)
+    os.killpg(again.pid, signal.SIGKILL)
+    assert "resumed at step" in again.communicate()[0]
 
 
 @pytest.mark.parametrize("name", ["flash2", "flash3"])

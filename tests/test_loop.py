@@ -1,10 +1,12 @@
 """Whole toy runs: the folder, the result, repeatability, kills, stops, ranks."""
 
+import errno
 import json
 import math
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +19,12 @@ from golf.checkpoint import load_tensors
 from golf.compose import CONF, compose
 from golf.config import Run
 from golf.dist import Ranks
+from golf.errors import RunError, UserError
 from golf.launcher import jobs
-from golf.loop import warm_up
+from golf.loop import LoopState, warm_up
 from golf.rundir import RunDir, choose_folder
 from golf.scoring import Scoring
+from golf.worker import explain
 from tests.conftest import toy_overrides
 
 ROOT = CONF.parent
@@ -143,6 +147,12 @@ def test_killed_and_resumed_is_bitwise_the_same(job: Callable[..., Job]) -> None
     assert whole.folder.artifact.read_bytes() == broken.folder.artifact.read_bytes()
     steps = [json.loads(line)["step"] for line in broken.folder.metrics.read_text().splitlines()]
     assert steps == list(range(1, 41)), "metrics have each step once"
+    result = broken.result()
+    assert result["train_tokens"] == 40 * 256 and result["steps"] == 40
+    assert result["phases"]["train"]["seconds"] == pytest.approx(result["train_seconds"])
+    _, meta = load_tensors(broken.folder.checkpoint)
+    assert len(meta["step_seconds"]) == 40 and sum(meta["step_seconds"]) == pytest.approx(result["train_seconds"])
+    assert result["wall_seconds"] > result["train_seconds"]
 
 
 @pytest.mark.parametrize("signum, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
@@ -156,6 +166,10 @@ def test_a_signal_saves_and_stops_and_the_next_start_goes_on(signum: int, name: 
     assert json.loads(one.folder.status.read_text())["state"] == "stopped"
     _, meta = load_tensors(one.folder.checkpoint)
     assert f"saved: step {meta['step']}" in err and meta["step"] >= 5
+    again = one.start()
+    one.wait_for_step(again, meta["step"] + 1)
+    os.killpg(again.pid, signal.SIGKILL)
+    assert f"resumed at step {meta['step']}" in again.communicate()[0]
 
 
 def test_two_ranks_train_as_one(job: Callable[..., Job]) -> None:
@@ -168,6 +182,36 @@ def test_two_ranks_train_as_one(job: Callable[..., Job]) -> None:
     assert first["val_bpb"] == pytest.approx(second["val_bpb"], abs=1e-4)
     ours, theirs = load_tensors(one.folder.weights)[0], load_tensors(two.folder.weights)[0]
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
+    losses = [[json.loads(x)["loss"] for x in j.folder.metrics.read_text().splitlines()] for j in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3), "what is logged is the mean over ranks"
+
+
+def test_two_ranks_stop_cleanly_as_a_command(toy_folder: Path, tmp_path: Path) -> None:
+    """SIGTERM to the door of a run on two ranks: saved, one line, the run's own exit code, nobody left."""
+    base = ["launch.nproc=2", "budget.max_steps=3000", "log.every_steps=1", f"outputs={tmp_path}"]
+    command = [sys.executable, str(ROOT / "golf" / "train.py"), *toy_overrides(toy_folder, base)]
+    door = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while door.poll() is None and not any('"step": 5,' in m.read_text() for m in tmp_path.rglob("metrics.jsonl")):
+        time.sleep(0.05)
+    door.send_signal(signal.SIGTERM)
+    _, err = door.communicate(timeout=60)
+    assert door.returncode == 130 and len(err.splitlines()) == 1 and "stopped by SIGTERM" in err, err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(door.pid, 0)
+
+
+def test_gradients_do_not_depend_on_the_microbatch(job: Callable[..., Job]) -> None:
+    """Clipping shows a wrong scale, which Muon and Adam by themselves would hide."""
+    jobs_ = [
+        job(f"batch.max_microbatch_sequences={n}", "optimizer.clip_norm=0.05", "rerun=true", outputs=f"micro{n}")
+        for n in (1, 8)
+    ]
+    weights = []
+    for one in jobs_:
+        one.go()
+        weights.append(load_tensors(one.folder.weights)[0])
+    assert jobs_[0].folder.path.name == jobs_[1].folder.path.name, "memory, not mathematics"
+    assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 1e-3
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step(job: Callable[..., Job]) -> None:
@@ -187,13 +231,70 @@ def test_a_second_process_on_one_run_is_refused(job: Callable[..., Job]) -> None
     worker.communicate()
 
 
-def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job], tmp_path: Path) -> None:
-    one = job("budget.max_steps=500", "checkpoint.every_steps=5", "log.every_steps=1")
-    one.environment["GOLF_NOTHING"] = ""
-    limit = ["bash", "-c", 'ulimit -f 40; exec "$@"', "bash"]  # files end at 40 KiB: a write fails as on a full disk
-    one.command = [*limit, *one.command]
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "disk full at step 7; free some space"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            1,
+            "out of memory at step 7; lower batch.max_microbatch_sequences",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "out of memory at step 7"),
+        (UserError("data.path=x: gone"), 2, "data.path=x: gone"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+    ],
+)
+def test_troubles_are_told_in_one_line(error: BaseException, code: int, words: str) -> None:
+    got, message, expected = explain(error, LoopState(step=7, saved_step=5))
+    assert got == code and expected and words in message and "\n" not in message
+    assert code == 2 or "saved: step 5; the same command goes on from there" in message
+    assert not explain(KeyError("a bug"), LoopState())[2], "a bug keeps its traceback"
+
+
+def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job]) -> None:
+    """The checkpoint of step 10 finds no room; that of step 5 is what remains."""
+    one = job("budget.max_steps=50", "checkpoint.every_steps=5")
+    code = """if True:
+        import sys, golf.loop as loop
+        from golf.worker import main
+        real = loop.save_tensors
+        def full(path, tensors, meta):
+            if meta["step"] == 10:
+                raise OSError(28, "No space left on device")
+            real(path, tensors, meta)
+        loop.save_tensors = full
+        sys.exit(main(sys.argv[1]))"""
+    one.command = [sys.executable, "-c", code, str(one.folder.path)]
     printed = one.go(code=1)
-    assert "at step" in printed and "saved" in printed and "Traceback" not in printed
+    assert "golf: disk full at step 10; free some space; saved: step 5" in printed and "Traceback" not in printed
+    assert load_tensors(one.folder.checkpoint)[1]["step"] == 5
+
+
+def test_a_finished_folder_is_never_rewritten(job: Callable[..., Job]) -> None:
+    """A worker that was started while another finished the run writes nothing."""
+    one = job()
+    one.go()
+    before = {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir() if path.name != ".lock"}
+    assert "is finished already" in one.go()
+    assert {p.name: p.stat().st_mtime_ns for p in one.folder.path.iterdir() if p.name != ".lock"} == before
+
+
+def test_a_run_at_work_is_not_redescribed(job: Callable[..., Job]) -> None:
+    one = job("budget.max_steps=3000", "log.every_steps=1")
+    worker = one.start()
+    one.wait_for_step(worker, 2)
+    with pytest.raises(RunError, match="another process is at work"):
+        job("budget.max_steps=3000", "log.every_steps=5")
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.communicate()
+    assert json.loads(one.folder.config.read_text())["run"]["log"]["every_steps"] == 1
+
+
+def test_a_run_cut_by_the_clock_is_not_called_deterministic(job: Callable[..., Job]) -> None:
+    one = job("budget.max_steps=100000", "budget.max_seconds=0.5")
+    one.go()
+    assert not one.result()["deterministic"]
 
 
 def test_damaged_checkpoints_are_named(job: Callable[..., Job]) -> None:

@@ -112,7 +112,7 @@ def test_meta_model_has_the_shapes_of_the_real_one(toy: Callable[..., Run]) -> N
 
 def test_baseline_against_its_definition(toy: Callable[..., Run]) -> None:
     """The whole forward pass, written again from the published formulas with plain tensor algebra."""
-    run = toy()
+    run = toy("model.layers=5")
     model, ids = moved(run), ids_for(run, rows=1, length=9)
     p = {name: value.detach() for name, value in model.named_parameters()}
     x = x0 = norm(p["embed.table_VD"][ids[0]])

@@ -1,5 +1,6 @@
 """Formats, the role table, codecs and the artifact file, over every quantiser in conf/."""
 
+import hashlib
 import json
 import math
 import struct
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from golf.artifact.codecs import CodecConfig, ZlibConfig, ZstdConfig
-from golf.artifact.file import PREFIX, config_classes, read_artifact, write_artifact
+from golf.artifact.file import MAGIC, PREFIX, config_classes, read_artifact, write_artifact
 from golf.compose import CONF, compose
 from golf.config import Run
 from golf.errors import UserError
@@ -153,17 +154,20 @@ def test_a_new_process_needs_the_file_alone(toy: Callable[..., Run], tmp_path: P
     assert float(done.stdout) == pytest.approx(here, abs=1e-6)
 
 
+def seal(rest: bytes) -> bytes:
+    """Magic and the right checksum before whatever stands in `rest`."""
+    return MAGIC + hashlib.sha256(rest).digest() + rest
+
+
 def repack(path: Path, change: Callable[[dict], None]) -> None:
     """Rewrite an artifact's header and make its checksum right again."""
-    import hashlib
-
     blob = path.read_bytes()
     _, _, size = PREFIX.unpack_from(blob)
     header = json.loads(zlib.decompress(blob[PREFIX.size : PREFIX.size + size]))
     change(header)
     packed = zlib.compress(json.dumps(header).encode())
     rest = struct.pack("<I", len(packed)) + packed + blob[PREFIX.size + size :]
-    path.write_bytes(blob[:8] + hashlib.sha256(rest).digest() + rest)
+    path.write_bytes(seal(rest))
 
 
 LIES: dict[str, Callable[[dict], None]] = {
@@ -180,6 +184,13 @@ LIES: dict[str, Callable[[dict], None]] = {
     "payload size": lambda h: h.update(payload_bytes=10),
     "no codec": lambda h: h.update(codec=None),
     "heads": lambda h: h["model"]["mixer"].update(heads=5),
+    "many layers": lambda h: h["model"].update(layers=10**9),
+    "infinite width": lambda h: h["model"]["mlp"].update(expand=float("inf")),
+    "no number": lambda h: h["model"]["mixer"].update(qk_gain=float("nan")),
+    "negative size": lambda h: (h["tensors"][0][2][0].__setitem__(2, [-1]), h.update(payload_bytes=-1)),
+    "huge size": lambda h: (h["tensors"][0][2][0].__setitem__(2, [10**30]), h.update(payload_bytes=10**30)),
+    "huge vocabulary": lambda h: h["model"].update(vocab_size=10**15),
+    "no tokenizer": lambda h: h.pop("tokenizer_sha256"),
 }
 
 
@@ -211,6 +222,9 @@ def test_damaged_files_are_refused(toy: Callable[..., Run], tmp_path: Path) -> N
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="not a sound artifact"):
             read_artifact(path)
+    path.write_bytes(seal(struct.pack("<I", 4) + b"junk"))
+    with pytest.raises(UserError, match="not a sound artifact"):
+        read_artifact(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_artifact(tmp_path / "absent.golf")
 

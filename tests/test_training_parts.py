@@ -112,6 +112,22 @@ def test_group_state_round_trips(kind: str) -> None:
     assert all(torch.equal(straight[name], broken[name]) for name in straight)
 
 
+def test_moments_go_where_the_parameters_are() -> None:
+    """A checkpoint is read on the CPU; on another device (here: meta) the moments must follow the parameters."""
+    config = AdamWConfig(lr=0.1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=Constant(value=0.0))
+    here = matrices((4, 6))
+    group = config.build(here, torch.float32)
+    group.step(1.0, NOW)
+    there = {name: nn.Parameter(p.detach().to("meta")) for name, p in here.items()}
+    moved = config.build(there, torch.float32)
+    moved.load(group.state())
+    assert {key: t.device.type for key, t in moved.state().items()} == {
+        "w0/step": "cpu",
+        "w0/exp_avg": "meta",
+        "w0/exp_avg_sq": "meta",
+    }
+
+
 def test_clip_is_global(toy: Callable[..., Run]) -> None:
     run = toy("optimizer.clip_norm=0.5")
     model = run.model.build()

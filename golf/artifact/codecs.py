@@ -5,6 +5,7 @@ import zlib
 from dataclasses import dataclass
 
 from golf.errors import UserError
+from golf.fields import between
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,8 +35,7 @@ class ZlibConfig(CodecConfig):
     level: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.level <= 9:
-            raise ValueError(f"level={self.level} must lie in 1 .. 9; try level=9")
+        between(1, 9, level=self.level)
 
     def encode(self, raw: bytes) -> bytes:
         return zlib.compress(raw, self.level)
@@ -62,8 +62,7 @@ class ZstdConfig(CodecConfig):
     level: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.level <= 22:
-            raise ValueError(f"level={self.level} must lie in 1 .. 22; try level=22")
+        between(1, 22, level=self.level)
 
     def check(self) -> None:
         if importlib.util.find_spec("zstandard") is None:

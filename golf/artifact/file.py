@@ -15,7 +15,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +29,14 @@ from golf.quant.formats import FormatConfig, Parts
 from golf.quant.quantizer import QuantConfig, Stored
 from golf.roles import roles_of
 
+T = TypeVar("T")
+
 MAGIC = b"GOLFART1"
 PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 16_000_000
+MAX_PAYLOAD_BYTES = 2**31  # far above what any cap admits: a reader's bound on memory
 DTYPES = {"i8": torch.int8, "f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16}
+UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 CONFIG_PACKAGES = ("golf.models", "golf.quant", "golf.artifact")
 
 
@@ -93,7 +97,7 @@ def read_artifact(path: Path) -> Artifact:
         raise UserError(f"artifact={path}: cannot be read ({error.strerror}); name an artifact.golf of a run") from None
     try:
         return _parse(blob)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
+    except UNSOUND as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"artifact={path}: not a sound artifact: {reason}; make it again from its run") from None
 
@@ -104,46 +108,71 @@ def _parse(blob: bytes) -> Artifact:
     _, digest, header_bytes = PREFIX.unpack_from(blob)
     if hashlib.sha256(blob[PREFIX.size - 4 :]).digest() != digest:
         raise ValueError("its checksum does not match (truncated or changed)")
-    stream = zlib.decompressobj()
-    header = json.loads(stream.decompress(blob[PREFIX.size : PREFIX.size + header_bytes], MAX_HEADER_BYTES))
+    raw = zlib.decompressobj().decompress(blob[PREFIX.size : PREFIX.size + header_bytes], MAX_HEADER_BYTES)
+    header = json.loads(raw, parse_constant=_no_constant)
     classes = config_classes()
-    model_config = rebuild(header["model"], classes)
-    formats = {name: rebuild(node, classes) for name, node in header["formats"].items()}
-    codec = rebuild(header["codec"], classes)
-    if not isinstance(model_config, LMConfig) or not isinstance(codec, CodecConfig):
-        raise ValueError("its header names no model or no codec")
-    if not all(isinstance(entry, FormatConfig) for entry in formats.values()):
-        raise ValueError("its header names a format that is none")
+    model = _config(header["model"], LMConfig, classes)
+    formats = {name: _config(node, FormatConfig, classes) for name, node in header["formats"].items()}
+    codec = _config(header["codec"], CodecConfig, classes)
     codec.check()
-    payload = codec.decode(blob[PREFIX.size + header_bytes :], _payload_size(header))
-    return Artifact(_load(model_config, formats, header["tensors"], payload), header, len(blob))
-
-
-def _payload_size(header: dict[str, Any]) -> int:
-    declared = sum(
-        math.prod(shape) * DTYPES[dtype].itemsize for _, _, parts in header["tensors"] for _, dtype, shape in parts
-    )
-    if declared != header["payload_bytes"]:
+    if not isinstance(header["tokenizer_sha256"], str):
+        raise ValueError("its header names no tokenizer")
+    tensors = {name: (format_name, parts) for name, format_name, parts in header["tensors"]}
+    shell = _shell(model, tensors)
+    table = _checked_table(shell, formats, tensors)
+    size = sum(math.prod(shape) * dtype.itemsize for parts in table.values() for dtype, shape in parts.values())
+    if size > MAX_PAYLOAD_BYTES or size != header["payload_bytes"] or len(tensors) != len(header["tensors"]):
         raise ValueError("its tensor table does not add up to its payload")
-    return declared
+    payload = codec.decode(blob[PREFIX.size + header_bytes :], size)
+    return Artifact(_filled(shell, formats, tensors, table, payload), header, len(blob))
 
 
-def _load(config: LMConfig, formats: dict[str, FormatConfig], tensors: list, payload: bytes) -> LM:
+def _no_constant(name: str) -> None:
+    raise ValueError(f"its header holds {name}")
+
+
+def _config(node: Any, slot: type[T], classes: dict[str, type]) -> T:
+    config = rebuild(node, classes)
+    if not isinstance(config, slot):
+        raise ValueError(f"its header names something else where a {slot.__name__} belongs")
+    return config
+
+
+def _shell(config: LMConfig, tensors: dict[str, Any]) -> LM:
+    """The model without values, once its size is plausible; its tensors must be the file's."""
+    if config.layers > len(tensors):
+        raise ValueError(f"{config.layers} layers can't be made of {len(tensors)} tensors")
     model = config.build_on_meta()
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if sorted(name for name, _, _ in tensors) != sorted(roles_of(model)):
+    if set(tensors) != set(roles_of(model)):
         raise ValueError("its tensors are not those of its model")
+    return model
+
+
+Table = dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]]  # tensor -> part -> (type, shape)
+
+
+def _checked_table(model: LM, formats: dict[str, FormatConfig], tensors: dict[str, Any]) -> Table:
+    """What each format writes for the model's shapes, in the file's order; the file must say the same."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    table: Table = {}
+    for name, (format_name, parts) in tensors.items():
+        table[name] = formats[format_name].layout(shapes[name])
+        declared = {part: (DTYPES[dtype], tuple(shape)) for part, dtype, shape in parts}
+        if list(declared.items()) != list(table[name].items()):
+            raise ValueError(f"its {name} is not stored as {format_name} stores a {shapes[name]}")
+    return table
+
+
+def _filled(model: LM, formats: dict[str, FormatConfig], tensors: dict[str, Any], table: Table, payload: bytes) -> LM:
+    """The model with the payload's weights, dequantised to fp32."""
     weights, offset = {}, 0
-    for name, format_name, table in tensors:
+    for name, parts_table in table.items():
         parts: Parts = {}
-        for part, dtype, shape in table:
-            size = math.prod(shape) * DTYPES[dtype].itemsize
-            parts[part] = _from_bytes(payload[offset : offset + size], dtype, shape)
-            offset += size
-        weight = formats[format_name].decode(parts)
-        if tuple(weight.shape) != expected[name]:
-            raise ValueError(f"its {name} has shape {tuple(weight.shape)}, the model's has {expected[name]}")
-        weights[name] = weight
+        for part, (dtype, shape) in parts_table.items():
+            end = offset + math.prod(shape) * dtype.itemsize
+            parts[part] = _from_bytes(payload[offset:end], dtype, shape)
+            offset = end
+        weights[name] = formats[tensors[name][0]].decode(parts)
     model.load_state_dict(weights, assign=True, strict=True)
     return model.requires_grad_(False)
 
@@ -156,6 +185,6 @@ def _to_bytes(value: Tensor) -> bytes:
     return value.detach().contiguous().cpu().view(torch.uint8 if value.ndim else value.dtype).numpy().tobytes()
 
 
-def _from_bytes(raw: bytes, dtype: str, shape: list[int]) -> Tensor:
+def _from_bytes(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     flat = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())
-    return flat.view(DTYPES[dtype]).view(shape)
+    return flat.view(dtype).view(shape)

@@ -7,15 +7,16 @@ whole vocabulary, so that a score can be checked to be one. N: tokens of the str
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from golf.dist import Ranks
-from golf.fields import one_of, positive
+from golf.fields import OPERATIONAL, one_of, positive
 from golf.tokens.tokenizer import ByteCounter
 
 LogProbs = Callable[[Tensor, int], Tensor]  # ids_BT, last -> log p of the token after each of the last positions
@@ -44,7 +45,10 @@ class Score:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluatorConfig:
-    """The slot."""
+    """The slot. legal and notes go into the result: whether such a score may be submitted, and why."""
+
+    legal: ClassVar[bool]
+    notes: ClassVar[str]
 
     def run(self, log_probs: LogProbs, stream: np.ndarray, counter: ByteCounter, ranks: Ranks) -> Score:
         raise NotImplementedError
@@ -97,9 +101,12 @@ class WindowsConfig(EvaluatorConfig):
     context or more.
     """
 
+    legal: ClassVar[bool] = True
+    notes: ClassVar[str] = "fixed weights, causal, every target once"
+
     length: int
     stride: int | None
-    batch_tokens: int
+    batch_tokens: int = field(metadata=OPERATIONAL)
 
     def __post_init__(self) -> None:
         positive(length=self.length, stride=self.stride, batch_tokens=self.batch_tokens)

@@ -23,7 +23,7 @@ class GQAConfig(MixerConfig):
     output: dict[str, OutputPartConfig | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positive(heads=self.heads, kv_heads=self.kv_heads, rope_base=self.rope_base)
+        positive(heads=self.heads, kv_heads=self.kv_heads, rope_base=self.rope_base, qk_gain=self.qk_gain)
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}; try kv_heads={self.heads}")
 

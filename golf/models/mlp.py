@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from golf.fields import positive
+from golf.fields import between
 from golf.models.slots import LinearConfig, MLPConfig
 
 
@@ -16,10 +16,10 @@ class Relu2Config(MLPConfig):
     expand: float
 
     def __post_init__(self) -> None:
-        positive(expand=self.expand)
+        between(0.01, 1000, expand=self.expand)
 
     def build(self, dim: int, linear: LinearConfig) -> "Relu2":
-        return Relu2(dim, round(self.expand * dim), linear)
+        return Relu2(dim, max(1, round(self.expand * dim)), linear)
 
 
 class Relu2(nn.Module):

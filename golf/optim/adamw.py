@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from golf.fields import positive
+from golf.fields import between, positive
 from golf.optim.optimizer import Group, GroupConfig
 from golf.schedules import Schedule, Tick
 
@@ -22,9 +22,7 @@ class AdamWConfig(GroupConfig):
 
     def __post_init__(self) -> None:
         positive(lr=self.lr, eps=self.eps)
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in 0 .. 1; try {name}=0.9")
+        between(0, 0.999999, beta1=self.beta1, beta2=self.beta2)
 
     def build(self, parameters: dict[str, nn.Parameter], dtype: torch.dtype) -> "AdamW":
         return AdamW(self, parameters)
@@ -52,8 +50,6 @@ class AdamW(Group):
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.inner.state[parameter] = {
-                key: state[f"{name}/{key}"].clone() for key in keys if f"{name}/{key}" in state
-            }
+        for name, parameter in self.parameters.items() if state else ():  # empty: saved before the first step
+            moments = {key: state[f"{name}/{key}"].to(parameter.device, copy=True) for key in ("exp_avg", "exp_avg_sq")}
+            self.inner.state[parameter] = {"step": state[f"{name}/step"].clone(), **moments}

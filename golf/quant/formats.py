@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from golf.fields import one_of, positive
+from golf.fields import between, one_of, positive
 from golf.quant.grid import round_to_grid, row_scales
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -24,6 +24,10 @@ class FormatConfig:
     def decode(self, parts: Parts) -> Tensor:
         raise NotImplementedError
 
+    def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Part -> (type, shape) of what encode gives for a tensor of this shape: what a reader may expect."""
+        raise NotImplementedError
+
     def predict_bits(self, shape: tuple[int, ...]) -> float:
         """Bits that a tensor of this shape will take before the codec's own overhead, for plans."""
         raise NotImplementedError
@@ -39,14 +43,22 @@ class FloatConfig(FormatConfig):
         one_of("dtype", self.dtype, tuple(FLOATS))
 
     def encode(self, w: Tensor) -> Parts:
-        limit = torch.finfo(FLOATS[self.dtype]).max
-        return {"value": w.float().clamp(-limit, limit).to(FLOATS[self.dtype])}
+        return {"value": _to_float(w, FLOATS[self.dtype])}
 
     def decode(self, parts: Parts) -> Tensor:
         return parts["value"].float()
 
+    def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        return {"value": (FLOATS[self.dtype], shape)}
+
     def predict_bits(self, shape: tuple[int, ...]) -> float:
         return math.prod(shape) * FLOATS[self.dtype].itemsize * 8
+
+
+def _to_float(w: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest number of the type; what is too large becomes its largest, not infinity."""
+    limit = torch.finfo(dtype).max
+    return w.float().clamp(-limit, limit).to(dtype)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,10 +76,8 @@ class RowIntConfig(FormatConfig):
 
     def __post_init__(self) -> None:
         positive(scale_floor=self.scale_floor)
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits={self.bits} must lie in 2 .. 8; try bits=6")
-        if self.clip_quantile is not None and not 0 < self.clip_quantile <= 1:
-            raise ValueError(f"clip_quantile={self.clip_quantile} must lie in 0 .. 1; null takes the maximum")
+        between(2, 8, bits=self.bits)
+        between(0.5, 1, clip_quantile=self.clip_quantile)
 
     @property
     def limit(self) -> int:
@@ -75,7 +85,7 @@ class RowIntConfig(FormatConfig):
 
     def encode(self, w: Tensor) -> Parts:
         if self._half(tuple(w.shape)):
-            return {"half": w.half()}
+            return {"half": _to_float(w, torch.float16)}
         w_OI = w.flatten(1)
         scale_O1 = row_scales(w_OI, self.limit, self.clip_quantile, self.scale_floor)
         return {"codes": round_to_grid(w_OI, scale_O1, self.limit).view(w.shape), "scale": scale_O1.half().flatten()}
@@ -85,6 +95,11 @@ class RowIntConfig(FormatConfig):
             return parts["half"].float()
         codes = parts["codes"]
         return codes.float() * parts["scale"].float().view(-1, *[1] * (codes.ndim - 1))
+
+    def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        if self._half(shape):
+            return {"half": (torch.float16, shape)}
+        return {"codes": (torch.int8, shape), "scale": (torch.float16, shape[:1])}
 
     def predict_bits(self, shape: tuple[int, ...]) -> float:
         """Entropy of Gaussian rows on a grid whose last code is the expected maximum of that many draws."""

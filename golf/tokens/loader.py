@@ -5,7 +5,7 @@ Shapes: x_BT and y_BT int64, y one token ahead of x.
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from golf.errors import UserError
+from golf.fields import OPERATIONAL
 from golf.tokens.shards import TokenStream
 
 State = dict[str, int]
@@ -96,11 +97,15 @@ def _too_small(what: str, stream: TokenStream) -> UserError:
 class LoaderConfig:
     """The order in which training visits the tokens. prefetch: a thread reads ahead during the step."""
 
-    prefetch: bool
+    prefetch: bool = field(metadata=OPERATIONAL)
 
     def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
         """A loader over the shards, in the order given, at its first batch."""
         raise NotImplementedError
+
+    def tokens_needed(self, sequences: int, length: int) -> int:
+        """The smallest split that gives a batch of `sequences` rows of `length`."""
+        return sequences * length + 1
 
 
 # ---------------------------------------------------------------- sequential
@@ -141,6 +146,9 @@ class SequentialLoader(Loader):
 @dataclass(kw_only=True, slots=True)
 class SequentialConfig(LoaderConfig):
     """The stream in order. Every token is a target once an epoch; the seed has no effect."""
+
+    def tokens_needed(self, sequences: int, length: int) -> int:
+        return length + 1  # it wraps
 
     def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
         return SequentialLoader(TokenStream(shards), rank=rank, world=world, prefetch=self.prefetch)
@@ -235,6 +243,9 @@ class ShuffledLoader(Loader):
 @dataclass(kw_only=True, slots=True)
 class ShuffledConfig(LoaderConfig):
     """Non-overlapping windows in a random order, with a new phase each epoch."""
+
+    def tokens_needed(self, sequences: int, length: int) -> int:
+        return (sequences + 1) * length  # whatever the phase
 
     def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
         stream = TokenStream(shards)
