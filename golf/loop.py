@@ -171,13 +171,8 @@ def train(
             started = time.perf_counter()
             tick = tick_of(run.budget, state)
             x_BT, y_BT = loader.batch(run.batch.sequences, run.batch.sequence_length)
-            parts = len(x_BT) // micro
             optimizer.zero_grad()
-            nll = torch.zeros((), dtype=torch.float64, device=ranks.device)
-            for x_bT, y_bT in zip(x_BT.split(micro), y_BT.split(micro), strict=True):
-                losses = forward(x_bT.to(ranks.device), y_bT.to(ranks.device))
-                (torch.stack(list(losses.values())).sum() / parts).backward()
-                nll += losses["nll"].detach() / parts
+            nll = accumulate(forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro)
             ranks.average_(gradients(model))
             multiplier = run.schedule(tick)
             optimizer.step(multiplier, tick)
@@ -212,6 +207,17 @@ def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict
         "train_tokens": state.train_tokens,
         "seconds_left": max(0.0, min(by_steps, by_clock)),
     }
+
+
+def accumulate(forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Tensor, micro: int) -> Tensor:
+    """Add the gradients of the rows' mean loss, `micro` rows at a time; returns the mean nats per token (float64)."""
+    parts = len(x_BT) // micro
+    nll = torch.zeros((), dtype=torch.float64, device=x_BT.device)
+    for x_bT, y_bT in zip(x_BT.split(micro), y_BT.split(micro), strict=True):
+        losses = forward(x_bT, y_bT)
+        (torch.stack(list(losses.values())).sum() / parts).backward()
+        nll += losses["nll"].detach() / parts
+    return nll
 
 
 def gradients(model: nn.Module) -> list[Tensor]:

@@ -29,7 +29,7 @@ def show(run: Run, prepared: Prepared | None) -> None:
     model = run.model.build_on_meta()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     roles = roles_of(model)
-    console.print(_parts(shapes, roles, run))
+    console.print(_parts(shapes, roles, run.optimizer.assign(model), run.quant.assign(roles)))
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in _facts(run, shapes, roles, prepared).items():
         facts.add_row(name, text)
@@ -38,13 +38,13 @@ def show(run: Run, prepared: Prepared | None) -> None:
     console.print(_schedule_line(run))
 
 
-def _parts(shapes: dict[str, tuple[int, ...]], roles: dict[str, str], run: Run) -> Table:
+def _parts(
+    shapes: dict[str, tuple[int, ...]], roles: dict[str, str], groups: dict[str, str], formats: dict[str, str]
+) -> Table:
     table = Table(title="parameters by part", title_justify="left")
     for column in ("part", "role", "optimizer", "format"):
         table.add_column(column, no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    groups = run.optimizer.assign(run.model.build_on_meta())
-    formats = run.quant.assign(roles)
     numbers: Counter[tuple[str, str, str, str]] = Counter()
     for name, shape in shapes.items():
         key = (_part(name), roles[name], groups[name], formats[name])

@@ -98,6 +98,20 @@ def test_bytes_are_those_of_the_decoded_text(prepared: Prepared) -> None:
     assert score.bytes == decoded == prepared.splits["val"].bytes
 
 
+def test_bytes_follow_the_token_before(prepared: Prepared) -> None:
+    """A space mark counts a byte, but not after BOS: the evaluator must hand over the right predecessor."""
+    tokenizer = load_tokenizer(prepared.tokenizer)
+    marked = next(i for i in range(300, prepared.vocab_size) if tokenizer.id_to_piece(i).startswith("\u2581"))
+    stream = np.array([prepared.bos_id, marked, marked, prepared.bos_id, marked, marked, marked], dtype=np.uint16)
+    counter = ByteCounter.from_tokenizer(prepared.tokenizer)
+    base = int(counter.base_V[marked])
+    for length, stride in ((6, None), (3, None), (4, 1)):
+        score = WindowsConfig(length=length, stride=stride, batch_tokens=8).run(
+            lambda ids_BT, last: torch.zeros(len(ids_BT), last, prepared.vocab_size), stream, counter, ALONE
+        )
+        assert score.bytes == 5 * base + 3
+
+
 def test_score_units() -> None:
     score = Score(nats=math.log(2) * 24, tokens=6, bytes=3, seconds=1)
     assert score.bpb == pytest.approx(8) and score.loss == pytest.approx(math.log(2) * 4)

@@ -39,7 +39,7 @@ def test_killed_and_resumed_on_a_gpu(job: Callable[..., Job]) -> None:
     assert "resumed at step" in again.communicate()[0]
 
 
-@pytest.mark.parametrize("name", ["flash2", "flash3"])
+@pytest.mark.parametrize("name", ["flash2", "flash3", "flash4"])
 def test_flash_equals_sdpa_and_takes_fp32_callers(name: str) -> None:
     device = torch.device("cuda")
     try:

@@ -1,6 +1,8 @@
 """Every model YAML: builds, starts near log(vocab), is causal, and trains all that it should."""
 
 import math
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -201,6 +203,28 @@ def test_attention_backend_is_never_silently_another() -> None:
     assert choose_backend("auto", cpu).attend is sdpa
     with pytest.raises(ValueError, match=r"compute\.attention=flash3: not usable"):
         choose_backend("flash3", cpu)
+
+
+def test_flash_kernels_are_found_by_their_function_and_get_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake Hopper with a package that rejects fp32, as the real ones do, and one that only shares a name."""
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, None]:
+        assert causal and q.dtype == k.dtype == v.dtype == torch.bfloat16
+        return sdpa(q, k, v), None
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda")
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    assert choose_backend("auto", gpu).name == "sdpa", "a module without the function is another package"
+    interface = types.ModuleType("flash_attn_interface")
+    interface.flash_attn_func = flash
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", interface)
+    chosen = choose_backend("auto", gpu)
+    assert chosen.name == "flash3" and "(9, 0)" in chosen.reason
+    q, k, v = (torch.randn(1, 5, heads, 8) for heads in (4, 2, 2))
+    assert chosen.attend(q, k, v).dtype == torch.float32
+    assert torch.allclose(chosen.attend(q, k, v), sdpa(q, k, v), atol=0.05)
 
 
 def test_undeclared_roles_are_a_bug(toy: Callable[..., Run]) -> None:

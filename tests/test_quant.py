@@ -63,6 +63,7 @@ def test_zero_rows_floor_clip_and_small_tensors() -> None:
         torch.allclose(floored["scale"].float(), torch.tensor(1 / 127), rtol=1e-3) and floored["codes"].abs().max() <= 1
     )
     clipped = row_scales(w_OI, 31, 0.9, None)
+    assert torch.equal(clipped, clipped.half().float()), "codes are made with the step that is stored"
     assert (clipped[0] < row_scales(w_OI, 31, None, None)[0]).all()
     assert round_to_grid(w_OI, clipped, 31).abs().max() == 31
     assert set(row_int(half_below=200).encode(w_OI)) == {"half"} and set(row_int(half_below=199).encode(w_OI)) == {

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from golf.errors import UserError
 from golf.models.slots import Attend
 
-ATTENTION_BACKENDS = ("auto", "sdpa", "flash2", "flash3")
+ATTENTION_BACKENDS = ("auto", "sdpa", "flash2", "flash3", "flash4")
 
 
 def sdpa(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
@@ -62,9 +62,11 @@ def choose_backend(asked: str, device: torch.device) -> Backend:
     if asked == "sdpa" or (asked == "auto" and device.type == "cpu"):
         return Backend("sdpa", "asked for" if asked == "sdpa" else "the only kernel for a CPU", sdpa)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    flash3 = _find("flash_attn_interface", "flash_attn_func") if capability[0] == 9 else None
-    flash2 = _find("flash_attn", "flash_attn_func") if capability[0] >= 8 else None
-    found = {"flash3": flash3, "flash2": flash2}
+    found = {
+        "flash3": _find("flash_attn_interface", "flash_attn_func") if capability[0] == 9 else None,
+        "flash4": _find("flash_attn.cute", "flash_attn_func") if capability[0] in (9, 10) else None,
+        "flash2": _find("flash_attn", "flash_attn_func") if capability[0] >= 8 else None,
+    }
     if asked != "auto":
         attend = found[asked]
         if attend is None:
