@@ -93,7 +93,7 @@ class ConsoleSink(Sink):
         self.console = Console(highlight=False, soft_wrap=True)
         self.live: Progress | None = None
         if self.console.is_terminal:
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+            columns = (BarColumn(bar_width=10), TextColumn("{task.description}"))
             self.live = Progress(*columns, console=self.console, transient=True)
             self.task = self.live.add_task("starting", total=total_steps)
             self.live.start()
@@ -188,7 +188,7 @@ class WandbSink(Sink):
 
         mode: Any = self.config.mode
         if mode == "auto":
-            mode = "online" if wandb.api.api_key else "offline"
+            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         self.run = wandb.init(
             project=self.config.project,
             entity=self.config.entity,

@@ -66,7 +66,7 @@ def test_a_failing_tracker_never_fails_a_run(
         return run
 
     fake = types.ModuleType("wandb")
-    fake.init, fake.Settings, fake.api = init, lambda **k: k, types.SimpleNamespace(api_key=key)
+    fake.init, fake.Settings, fake.login = init, lambda **k: k, lambda prompt, verify: bool(key) and not prompt
     monkeypatch.setitem(sys.modules, "wandb", fake)
     sink = WANDB.build(tmp_path, FACTS, notes.append)
     sink.step(RECORD)
