@@ -66,4 +66,5 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
     if not isinstance(error, HydraException | OmegaConfBaseException):  # Hydra stumbled over a group's value
         groups = [a for a in arguments if "." not in a.split("=")[0] and re.search(r"=(null|\[.*\])?$", a)]
         return f"{' '.join(groups) or error}: a group takes the name of one of its options; --help lists them"
-    return " ".join(line.strip() for line in str(error).splitlines()[:12] if line.strip())
+    message = str(error).split("Config search path:")[0]  # where Hydra looked is no help, and long
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
