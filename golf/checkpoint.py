@@ -39,17 +39,20 @@ def _opened(path: Path) -> Iterator[Any]:
         raise RunError(f"{path}: cannot be read ({error}); delete it to start the run again") from None
 
 
+def _meta(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {})["meta"])
+
+
 def load_meta(path: Path) -> dict[str, Any]:
     """The JSON-able part of what save_tensors wrote. Raises RunError naming the file where it is damaged."""
     with _opened(path) as file:
-        return json.loads((file.metadata() or {})["meta"])
+        return _meta(file)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what save_tensors wrote. Raises RunError naming the file where it is damaged."""
     with _opened(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    return tensors, load_meta(path)
+        return {name: file.get_tensor(name) for name in file.keys()}, _meta(file)  # noqa: SIM118 (not a dict)
 
 
 def pack(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

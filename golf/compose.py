@@ -1,6 +1,5 @@
 """From conf/ to a typed Run: what the Hydra door, tests and benchmarks share. Only doors import this file."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,7 +41,6 @@ def composing(arguments: Sequence[str]) -> Iterator[None]:
 
 def compose(overrides: Sequence[str] = ()) -> Run:
     """Compose conf/ with command-line overrides, outside of Hydra's own main. Raises as the command line would."""
-    os.environ.setdefault("GOLF_ROOT", str(ROOT))
     register_resolvers()
     GlobalHydra.instance().clear()
     with composing(overrides):

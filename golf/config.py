@@ -238,7 +238,7 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             for name, part in value.items():
                 if not isinstance(part, member):
                     raise UserError(f"{where}.{name}={_short(part)}: must be a {member.__name__}")
-        if (hints[key] is bool) != isinstance(value, bool) and (hints[key] is bool or isinstance(value, bool)):
+        if (hints[key] is bool) != isinstance(value, bool):  # omegaconf would turn one into the other
             raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
         try:
             schema[key] = value

@@ -8,7 +8,6 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     sys.path[0] = ROOT  # it held golf/ itself, whose file names would shadow others
-os.environ["GOLF_ROOT"] = ROOT
 os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to main(), which prints one line
 
 import hydra
