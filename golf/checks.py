@@ -1,7 +1,5 @@
 """Checks that cross the nodes of a configuration, made before any process is started, data read or device touched."""
 
-import os
-
 import torch
 
 from golf.config import Run
@@ -55,9 +53,3 @@ def check_data(run: Run, prepared: Prepared) -> None:
             f"batch.sequence_length={run.batch.sequence_length}: a batch needs {needed:,} tokens, the train split of "
             f"data={prepared.corpus} has {there:,}; lower batch.sequence_length or batch.tokens_per_step"
         )
-
-
-def threads(run: Run) -> int:
-    """OpenMP threads of each rank."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return run.launch.threads or max(1, cores // run.launch.nproc)

@@ -58,6 +58,10 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
     if unknown:
         given = next((a for a in arguments if a.lstrip("+~").startswith(unknown[1])), unknown[1])
         return f"{given}: there is no key {unknown[1]}; --cfg job prints every key there is"
+    several = re.search(r"Ambiguous value for argument '([^']+)'", str(error))
+    if several:
+        key, _, values = several[1].partition("=")
+        return f"{several[1]}: several values; add -m to sweep over them, or write {key}=[{values}] for a list"
     resolving = re.search(r"ValueError raised while resolving interpolation: (.*)", str(error))
     if resolving:
         return resolving[1]

@@ -36,12 +36,13 @@ CLOCKS = ("steps", "seconds")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "bf16", "fp32")
 RESUMES = ("auto", "never")
+ON_FAILURE = ("continue", "stop")
 
 # Fields of Run that say where, how watched and under which name, not what: two runs that differ only here are one run.
 NOT_IDENTITY = frozenset(
     {
         "label",
-        "sweep",
+        "sweep_label",
         "track",
         "scale",
         "log",
@@ -143,15 +144,31 @@ class Checkpoint:
 
 @dataclass(kw_only=True, slots=True)
 class Launch:
-    """Processes of one run. threads=null shares the cores out; wait_policy is OpenMP's (passive on shared machines)."""
+    """Processes of one run, and how the runs of a sweep share the machine.
+
+    nproc: processes a run; threads: OpenMP threads of each (null: the slot's cores shared out); wait_policy: OpenMP's.
+    Sweeps: slots: runs at once (null: what the machine holds); timeout_seconds, retries: a run's wall time and how
+    often one that failed is tried again; on_failure: go on or start nothing more; grace_seconds: what a run that is
+    told to stop has for saving; dry_run: print the cells; status: print where each stands.
+    """
 
     nproc: int
     threads: int | None
     wait_policy: str
+    slots: int | None
+    on_failure: str
+    retries: int
+    timeout_seconds: float | None
+    grace_seconds: float
+    dry_run: bool
+    status: bool
 
     def __post_init__(self) -> None:
-        positive(nproc=self.nproc, threads=self.threads)
+        positive(nproc=self.nproc, threads=self.threads, slots=self.slots)
+        positive(timeout_seconds=self.timeout_seconds, grace_seconds=self.grace_seconds)
+        between(0, 100, retries=self.retries)
         one_of("wait_policy", self.wait_policy, ("passive", "active"))
+        one_of("on_failure", self.on_failure, ON_FAILURE)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -159,7 +176,7 @@ class Run:
     """One run, wholly: what conf/ composes to, what a worker reads, what a fingerprint names."""
 
     label: str
-    sweep: str | None
+    sweep_label: str | None
     seed: int
     track: str
     cap_bytes: int
@@ -189,7 +206,7 @@ class Run:
         one_of("resume", self.resume, RESUMES)
         positive(cap_bytes=self.cap_bytes)
         between(0, 2**31 - 1, seed=self.seed)
-        for name in ("label", "sweep"):
+        for name in ("label", "sweep_label"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", value):
                 raise ValueError(f"{name}={value!r} names a folder; use at most 100 letters, digits and . _ + -")

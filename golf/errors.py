@@ -1,4 +1,4 @@
-"""The two ways a run ends badly that are not bugs. Doors print them as one line, without a traceback."""
+"""The ways a run ends badly that are not bugs. Doors print them as one line, without a traceback."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,12 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on: the message says at which step, why, and what was saved. Doors exit with code 1."""
+    """A run that cannot go on: the message says at which step, why, and what was saved. Doors exit with `code`."""
+
+    code = 1
+
+
+class StoppedError(RunError):
+    """A signal asked for the end, and all is saved."""
+
+    code = 130

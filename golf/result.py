@@ -22,8 +22,8 @@ def assemble(
         "fingerprint": fingerprint,
         "config_hash": config_hash,
         "seed": run.seed,
-        "sweep": run.sweep,
-        "row": run.label if run.sweep else None,
+        "sweep": run.sweep_label,
+        "row": run.label if run.sweep_label else None,
         "parent": None,
         "data": {
             "corpus": prepared.corpus,

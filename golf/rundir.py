@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import torch
 from golf.errors import RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+LONE = "single"  # the folder of runs that are in no sweep
 CODE = ("golf", "conf", "sweeps", "hydra_plugins")
 PACKAGES = (
     "torch",
@@ -97,33 +100,43 @@ class RunDir:
         return self.path / "result.json"
 
     def finished(self) -> dict[str, Any] | None:
-        """The result of a run that ended well, else None."""
+        """The result of a run that ended well; None where there is none, or what stands there is no result."""
         result = read_json(self.result)
-        return result if isinstance(result, dict) and result.get("status") == "done" else None
+        if not isinstance(result, dict) or result.get("status") != "done":
+            return None
+        score, bits = result.get("val_bpb"), result.get("fingerprint")
+        return result if isinstance(score, float) and math.isfinite(score) and isinstance(bits, str) else None
 
     def set_status(self, state: str, **facts: Any) -> None:
-        """state: running, stopped, failed or done."""
+        """state: starting, running, stopped, failed or done."""
         write_json(self.status, {"state": state, "pid": os.getpid(), "time": time.time(), **facts})
 
     def get_status(self) -> dict[str, Any]:
         """What set_status last wrote; empty where nothing readable stands."""
-        return read_json(self.status) or {}
+        status = read_json(self.status)
+        return status if isinstance(status, dict) and "state" in status else {}
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
         """Hold the folder: a second process on the same run is refused. The lock dies with its holder."""
+        until = time.monotonic() + wait_seconds
         with open(self.path / ".lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"{self.path}: another process is at work on this run; wait for it or stop it") from None
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() >= until:
+                        who = f"another process (pid {self.get_status().get('pid', 'unknown')})"
+                        raise RunError(f"{self.path}: {who} is at work here; wait for it or stop it") from None
+                    time.sleep(0.05)
             yield
 
 
 def choose_folder(outputs: Path, sweep: str | None, label: str, seed: int, digest: str, *, rerun: bool) -> RunDir:
     """outputs/<sweep or single>/<label>-s<seed>-<hash8>, or its newest re-run (-r2, -r3 ...); rerun=True begins one."""
     base = f"{label}-s{seed}-{digest[:8]}"
-    group = outputs / (sweep or "single")
+    group = outputs / (sweep or LONE)
     taken = [1] if (group / base).exists() else []
     taken += [int(m[1]) for p in group.glob(f"{base}-r*") if (m := re.fullmatch(rf"{re.escape(base)}-r(\d+)", p.name))]
     newest = max(taken, default=1)
@@ -141,7 +154,7 @@ def make_folder(folder: RunDir, config: dict[str, Any], config_yaml: str, comman
     (folder.path / "log").mkdir(parents=True, exist_ok=True)
     write_json(folder.config, config)
     write_atomic(folder.path / "config.yaml", config_yaml)
-    write_atomic(folder.path / "command.txt", " ".join(command) + "\n")
+    write_atomic(folder.path / "command.txt", shlex.join(command) + "\n")
     if not (folder.path / "environment.json").exists():
         write_atomic(folder.path / "diff.patch", code_changes() or "")
         write_json(folder.path / "environment.json", environment())
@@ -158,7 +171,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": _gpu_names(),
         "cuda": torch.version.cuda,
     }
 
@@ -177,6 +190,18 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _gpu_names() -> list[str]:
+    """Of this process's devices; where it has touched none (a launcher never does), of the machine's."""
+    if torch.cuda.is_initialized():
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
 def _cpu_name() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
@@ -190,14 +215,13 @@ def code_changes() -> str | None:
     tracked = _git("diff", "HEAD")
     if tracked is None:
         return None
-    new = _git("ls-files", "--others", "--exclude-standard", "--", *CODE) or ""
-    bodies = [f"+++ {name}\n{(ROOT / name).read_text(errors='replace')}" for name in new.splitlines()]
+    new = [ROOT / name for name in (_git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines()]
+    bodies = [f"+++ {path.relative_to(ROOT)}\n{path.read_text(errors='replace')}" for path in new if path.is_file()]
     return "\n".join([tracked, *bodies]).strip()
 
 
-def same_code(then: dict[str, Any]) -> bool:
-    """Whether an environment (of a result or a folder) had the code that stands here now, as committed."""
-    now = environment()
+def same_code(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two environments (of a result, of this process) had the same code, as committed."""
     return not then.get("git_dirty") and not now["git_dirty"] and then.get("git_commit") == now["git_commit"]
 
 

@@ -21,6 +21,7 @@ from golf.compose import CONF, VERSION_BASE, composing, run_of
 from golf.config import Run, register_resolvers
 from golf.errors import RunError, UserError
 from golf.launcher import jobs
+from golf.launcher.slots import whole_machine
 
 register_resolvers()
 
@@ -43,23 +44,26 @@ def compose(config: DictConfig) -> None:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Refuse what Hydra would take silently: a key given twice (the last would win), and multirun for now."""
-    parsed, _ = get_args_parser().parse_known_args(arguments)
-    if parsed.multirun:
-        raise UserError("-m (multirun): this version runs one configuration at a time; start each by itself")
+    """Refuse what Hydra would take silently: a key given twice (the last would win)."""
+    parsed, rest = get_args_parser().parse_known_args(arguments)
+    if split := [argument for argument in rest if not argument.startswith("-")]:
+        raise UserError(f"{split[0]}: stands behind an option; options such as -m go before or after all overrides")
     seen: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(parsed.overrides):
         key = override.get_key_element().lstrip("+~")
         if key in seen:
             raise UserError(f"{key} is given twice ({seen[key]} and {override.input_line}); keep one")
-        if key == "hydra.mode":
-            raise UserError(f"{override.input_line}: this version runs one configuration at a time; leave it out")
         seen[key] = str(override.input_line)
 
 
 def start(run: Run) -> int:
     """Plan, show a finished result, or become the worker."""
     checks.check(run)
+    for key in ("dry_run", "status"):
+        if getattr(run.launch, key):
+            raise UserError(
+                f"launch.{key}=true: lists the cells of a sweep; add -m (a sweep of one run) or leave it out"
+            )
     data_dir, outputs = Path(run.data_dir).resolve(), Path(run.outputs).resolve()
     if run.plan:
         plan.show(run, run.data.find(data_dir))
@@ -72,11 +76,11 @@ def start(run: Run) -> int:
     if finished is not None:
         result.show(finished)
         print(f"\nfinished before: {folder.path} (rerun=true trains it again)")
-        if not rundir.same_code(finished["environment"]):
+        if not rundir.same_code(finished["environment"], rundir.environment()):
             print("note: made by other code (git commit or diff) than what stands here")
         return 0
     sys.stdout.flush()
-    command, environment = jobs.worker_command(run, folder)
+    command, environment = jobs.worker_command(run, folder, whole_machine())
     if run.launch.nproc > 1:
         return jobs.supervise(command, environment, folder)
     os.execve(command[0], command, environment)
@@ -89,7 +93,7 @@ def main() -> int:
             check_arguments(sys.argv[1:])
             compose()
             if not composed:
-                return 0  # --help, --cfg and their kin have printed what was asked for
+                return 0  # a sweep has run; --help, --cfg and their kin have printed what was asked for
             done = composed.pop()
             run = run_of(done.config, done.choices)
         return start(run)
@@ -98,7 +102,7 @@ def main() -> int:
         return 2
     except (RunError, OSError) as error:
         print(f"golf: {error}", file=sys.stderr)
-        return 1
+        return error.code if isinstance(error, RunError) else 1
     except KeyboardInterrupt:
         print("golf: stopped by SIGINT before training began", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from golf.checkpoint import load_meta
 from golf.config import Run, typed
 from golf.errors import RunError, UserError
 from golf.export import export
+from golf.launcher.processes import die_with_parent
 from golf.ledger import Ledger
 from golf.loop import LoopState, Stopped, train
 from golf.rundir import RunDir, read_json, write_json
@@ -30,6 +32,8 @@ STOPPED, FAILED, BAD_INPUT = 130, 1, 2
 def main(path: str) -> int:
     """Train, export and write result.json; returns the exit code."""
     folder = RunDir(Path(path))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGKILL)  # a torchrun that is killed would leave its ranks
     try:
         config = read_json(folder.config)
         if config is None:
@@ -113,7 +117,7 @@ def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:
         "run_id": folder.path.name,
         "name": folder.path.name,
         "label": run.label,
-        "sweep": run.sweep,
+        "sweep": run.sweep_label,
         "config": config["run"],
     }
     tracker = run.log.build(folder.path, facts, notes.note)

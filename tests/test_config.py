@@ -13,7 +13,7 @@ from golf.config import NOT_IDENTITY, Run, fingerprint, identity, typed
 from golf.errors import UserError
 from golf.nodes import plain, without_nulls
 
-YAMLS = sorted(CONF.rglob("*.yaml"))
+YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
 TRACKS = sorted(path.stem for path in (CONF / "track").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OWNED_BY_TRACKS = {"track", "cap_bytes", "scale", "budget", "compute", "launch", "data"}
@@ -111,7 +111,7 @@ WRONG = {
     "deleted group": (["~quant"], r"quant: missing"),
     "whole for a switch": (["compute.compile=5"], r"compute\.compile=5: it takes bool"),
     "switch for a number": (["seed=true"], r"seed=True: it takes int"),
-    "sweep as a path": (["sweep=.."], r"sweep='\.\.' names a folder"),
+    "sweep as a path": (["sweep_label=.."], r"sweep_label='\.\.' names a folder"),
     "endless label": (["label=" + "x" * 300], r"label=.* at most 100"),
     "zero length": (["batch.sequence_length=0"], r"batch\.sequence_length=0 is not a length"),
     "word for a length": (["batch.sequence_length=abc"], r"batch\.sequence_length='abc' is not a length"),

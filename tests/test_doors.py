@@ -38,9 +38,44 @@ WRONG = {
         "model.layers=1 leaves U-Net skips nothing to join; try model/stack=plain",
     ),
     "outputs not writable": (["outputs=/proc/golf"], "outputs=/proc/golf: cannot be written"),
-    "a sweep": (["seed=1,2"], "seed=1,2"),
-    "multirun": (["-m"], "-m (multirun)"),
-    "multirun by mode": (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN"),
+    "several values": (["seed=1,2"], "seed=1,2: several values; add -m to sweep over them"),
+    "a lone run told to list cells": (
+        ["launch.dry_run=true"],
+        "launch.dry_run=true: lists the cells of a sweep; add -m",
+    ),
+    "a cell that is wrong": (
+        ["hydra.mode=MULTIRUN", "model.dim=32,30,64"],
+        "try model.dim=32 (in 1 of 3 cells: label=dim_30)",
+    ),
+    "an option among overrides": (["-m", "seed=1"], "seed=1: stands behind an option"),
+    "a sweep file that is not there": (["+sweep=nope"], "sweep/nope"),
+    "a row that the command line makes another": (
+        ["+sweep=smoke", "quant=int8"],
+        "quant=int8: makes the rows int6 and int8 of this sweep the same; leave it out",
+    ),
+    "a control that is no row": (
+        ["+sweep=smoke", "hydra.sweeper.control=int4"],
+        "hydra.sweeper.control=int4: not a row; use one of int6, int8",
+    ),
+    "a row that is no overrides": (
+        ["+sweep=smoke", "hydra.sweeper.rows.int8=3"],
+        "hydra.sweeper.rows.int8=3: must be overrides",
+    ),
+    "seeds that are none": (
+        ["+sweep=seeds3", "hydra.sweeper.seeds=[1,1]"],
+        "hydra.sweeper.seeds=[1, 1]: must be different",
+    ),
+    "one label for all rows": (["+sweep=smoke", "label=x"], "label=x: the rows of a sweep name its runs; leave it out"),
+    "a sweep with two policies": (
+        ["hydra.mode=MULTIRUN", "launch.retries=0,1"],
+        "launch.retries=1: one sweep has one; the first cell has 0",
+    ),
+    "nothing to list": (["hydra.mode=MULTIRUN", "seed=interval(1,3)"], "seed=interval(1,3): cannot be listed"),
+    "more tries than sense": (["hydra.mode=MULTIRUN", "launch.retries=-1"], "launch.retries=-1 must lie in 0 .. 100"),
+    "another launcher's word": (
+        ["hydra.mode=MULTIRUN", "launch.on_failure=ignore"],
+        "launch.on_failure='ignore' is not a choice",
+    ),
     "row longer than the text": (
         ["batch.sequence_length=500000", "batch.tokens_per_step=500000"],
         "batch.sequence_length=500000: a batch needs 500,001 tokens, the train split of",

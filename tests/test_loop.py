@@ -21,6 +21,7 @@ from golf.config import Run
 from golf.dist import Ranks
 from golf.errors import RunError, UserError
 from golf.launcher import jobs
+from golf.launcher.slots import whole_machine
 from golf.loop import LoopState, accumulate, warm_up
 from golf.rundir import RunDir, choose_folder
 from golf.scoring import Scoring
@@ -53,7 +54,7 @@ class Job:
         self.run = run
         self.prepared = run.data.prepare(data, log=lambda line: None)
         self.folder, self.finished = jobs.open_run(run, self.prepared, Path(run.outputs), ["train.py"])
-        self.command, self.environment = jobs.worker_command(run, self.folder)
+        self.command, self.environment = jobs.worker_command(run, self.folder, whole_machine())
         self.environment |= {"OMP_NUM_THREADS": "1"}
 
     def start(self) -> subprocess.Popen:

@@ -1,6 +1,7 @@
 """From a typed run to a run folder and the command that works in it; a lone run and a sweep's cell are the same."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,22 +10,37 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from golf.checks import threads
 from golf.config import Run, fingerprint
 from golf.errors import RunError
+from golf.launcher.processes import ATTEMPT, bound_to
+from golf.launcher.slots import Slot
 from golf.nodes import plain
 from golf.rundir import ROOT, RunDir, choose_folder, make_folder
 from golf.tokens.prepare import Prepared
 
 TAIL_LINES = 15
+# torchrun's account of a rank that failed: a log line, its own traceback, and a summary with the root cause last.
+TORCHRUN_FAILED = re.compile(r"^E\d{4} .*torch/distributed/elastic.*failed \(exitcode", re.MULTILINE)
+TORCHRUN_CAUSE = re.compile(r"rank +: (\d+) .*\n *exitcode +: (-?\d+)")
 
 
-def open_run(run: Run, prepared: Prepared, outputs: Path, command: list[str]) -> tuple[RunDir, dict[str, Any] | None]:
-    """The run's folder, made or found, and its result where it is finished already. RunError where it is at work."""
+def folder_of(run: Run, prepared: Prepared, outputs: Path) -> RunDir:
+    """Where this run is, or will be; nothing is made."""
     digest = fingerprint(run, prepared.digest)
-    folder = choose_folder(outputs, run.sweep, run.label, run.seed, digest, rerun=run.rerun)
+    return choose_folder(outputs, run.sweep_label, run.label, run.seed, digest, rerun=run.rerun)
+
+
+def open_run(
+    run: Run, prepared: Prepared, outputs: Path, command: list[str], *, wait_seconds: float = 0.0
+) -> tuple[RunDir, dict[str, Any] | None]:
+    """The run's folder, made or found, and its result where it is finished already.
+
+    RunError where another process is at work in it and is so still after wait_seconds.
+    """
+    digest = fingerprint(run, prepared.digest)
+    folder = folder_of(run, prepared, outputs)
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.lock():
+    with folder.lock(wait_seconds):
         finished = folder.finished()
         if finished is not None and finished["fingerprint"] != digest:
             raise RunError(f"{folder.path}: holds another run whose hash begins alike; give this one another label")
@@ -37,16 +53,14 @@ def open_run(run: Run, prepared: Prepared, outputs: Path, command: list[str]) ->
                 "config_hash": fingerprint(run, prepared.digest, with_seed=False),
             }
             make_folder(folder, config, OmegaConf.to_yaml(OmegaConf.create(node)), command)
+            folder.set_status("starting")  # so that what an earlier attempt said is not taken for this one's word
     return folder, finished
 
 
-def worker_command(run: Run, folder: RunDir) -> tuple[list[str], dict[str, str]]:
+def worker_command(run: Run, folder: RunDir, slot: Slot) -> tuple[list[str], dict[str, str]]:
     """(command line, environment) of a run's process or processes."""
     worker = [str(ROOT / "golf" / "worker.py"), str(folder.path)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads(run)),
-        "OMP_WAIT_POLICY": run.launch.wait_policy.upper(),
-    }
+    environment = os.environ | slot.environment(run)
     if run.launch.nproc == 1:
         return [sys.executable, *worker], environment
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.launch.nproc}"]
@@ -60,7 +74,7 @@ def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -
     """
     log = folder.path / "log" / "torchrun.txt"
     with open(log, "w") as errors:
-        child = subprocess.Popen(command, env=environment, stderr=errors)
+        child = subprocess.Popen(command, env=environment, stderr=errors, preexec_fn=bound_to(os.getpid()))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda signum, frame: child.send_signal(signal.SIGTERM))
         code = child.wait()
@@ -70,6 +84,26 @@ def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -
     if status.get("state") in ("stopped", "failed"):
         print(f"golf: {status['message']}", file=sys.stderr)
         return int(status["code"])
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-    print(f"golf: a rank died without a word; the end of {log}:\n{tail}", file=sys.stderr)
+    print(f"golf: a rank died without a word; the end of {log}:\n{tail(log)}", file=sys.stderr)
     return 1
+
+
+def last_attempt(log: Path) -> str:
+    """What the processes of the last attempt printed; empty where there is no log."""
+    try:
+        return log.read_text(errors="replace").rsplit(ATTEMPT, 1)[-1]
+    except OSError:
+        return ""
+
+
+def tail(log: Path) -> str:
+    """The last lines that a run's ranks printed, without torchrun's account of their end."""
+    text = last_attempt(log)
+    failed = TORCHRUN_FAILED.search(text)
+    return "\n".join((text[: failed.start()] if failed else text).splitlines()[-TAIL_LINES:])
+
+
+def rank_that_died(log: Path) -> tuple[int, int] | None:
+    """(rank, exit code) of the rank that failed first, from torchrun's summary; torchrun itself gives 1."""
+    causes = TORCHRUN_CAUSE.findall(last_attempt(log))
+    return (int(causes[-1][0]), int(causes[-1][1])) if causes else None

@@ -1,0 +1,66 @@
+"""The processes of one run: a session of their own, output in a file, and none left when whoever started them dies."""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ATTEMPT = "=== "  # begins the line that an attempt begins with in its log
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent(signum: int) -> None:
+    """Have the kernel send `signum` to this process when its parent dies, however it dies. Linux; elsewhere nothing."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signum)
+
+
+def bound_to(parent: int) -> Callable[[], None]:
+    """What a child does between fork and exec: SIGTERM (save and stop) when process `parent` dies."""
+
+    def bind() -> None:
+        die_with_parent(signal.SIGTERM)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return bind
+
+
+class Process:
+    """A run's command (a worker, or torchrun with its ranks) under way.
+
+    torchrun gives each rank a session of its own, and ranks ask the kernel to be killed with it (golf/worker.py).
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
+        with open(log, "ab") as file:
+            file.write(f"{ATTEMPT}{time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(command)}\n".encode())
+            file.flush()
+            self.child = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=bound_to(os.getpid()),
+            )
+
+    def poll(self) -> int | None:
+        """None while it runs, else its exit code (minus a signal's number). What it left in its session is killed."""
+        code = self.child.poll()
+        if code is not None:
+            self.signal(signal.SIGKILL)
+        return code
+
+    def signal(self, signum: int) -> None:
+        """To every process of the session; torchrun passes SIGTERM on to its ranks."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.child.pid, signum)

@@ -1,0 +1,78 @@
+"""Where a run stands, read from its folder alone: nothing in it is touched, no process is asked."""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from golf.rundir import RunDir
+
+TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually, the last score
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """state: waiting, running, interrupted (its process is gone), stopped, failed or done. loss: nats per token of the
+    last logged step; bpb: bits per byte, the final score where done, else the last one on the way; seconds_left: of
+    training, as last logged."""
+
+    state: str
+    step: int | None = None
+    loss: float | None = None
+    bpb: float | None = None
+    seconds_left: float | None = None
+    artifact_bytes: int | None = None
+    message: str = ""
+
+
+def read_standing(folder: RunDir) -> Standing:
+    """Read result.json, else status.json and the end of metrics.jsonl."""
+    finished = folder.finished()
+    if finished is not None:
+        return Standing("done", finished["steps"], None, finished["val_bpb"], 0.0, finished["artifact_bytes"])
+    status = folder.get_status()
+    if not status:
+        return Standing("waiting")
+    state = status["state"]
+    if state in ("starting", "running"):
+        state = "running" if _alive(status["pid"]) else "interrupted"
+    elif state == "done":
+        return Standing("failed", message="status.json says done, but result.json is missing or not whole")
+    logged = _last_logged(folder)
+    return Standing(
+        state,
+        logged.get("step", status.get("step")),
+        logged.get("loss"),
+        logged.get("val_bpb"),
+        logged.get("seconds_left"),
+        message=status.get("message", ""),
+    )
+
+
+def _last_logged(folder: RunDir) -> dict[str, Any]:
+    """The last record of metrics.jsonl, with the last val_bpb before it."""
+    try:
+        with open(folder.metrics, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    last: dict[str, Any] = {}
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # a line that a kill or the seek cut
+            record = json.loads(line)
+            last = record | last
+            if "val_bpb" in last:
+                break
+    return last
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

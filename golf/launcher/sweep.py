@@ -1,0 +1,142 @@
+"""A sweep from typed cells to what came of each: skip what is done, run the rest on slots. Knows nothing of Hydra."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from golf import plan as plans
+from golf import rundir
+from golf.config import fingerprint
+from golf.errors import RunError, StoppedError
+from golf.launcher import jobs, tables
+from golf.launcher.board import Board
+from golf.launcher.cells import Cell, find, prepare
+from golf.launcher.grid import Plan
+from golf.launcher.scheduler import Scheduler, Task
+from golf.launcher.slots import pool_for
+from golf.rundir import read_json, write_json
+from golf.tokens.prepare import Prepared
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a cell: its score (bits per byte), or why there is none; neither where nothing was to be run."""
+
+    val_bpb: float | None = None
+    error: RunError | None = None
+
+
+def launch(cells: Sequence[Cell], plan: Plan) -> list[Outcome]:
+    """Run what is missing, or only show the cells (launch.dry_run, launch.status, plan).
+
+    Raises UserError for bad input before anything starts, RunError where another launcher is at work on this sweep,
+    and StoppedError after SIGINT, SIGTERM or SIGHUP, with every run saved.
+    """
+    run = cells[0].run
+    folder = sweep_folder(cells)
+    title = f"{folder.name}: {plan.purpose}" if plan.purpose else folder.name
+    if run.launch.status or run.launch.dry_run or run.plan:
+        found = find(cells)
+        if run.launch.status:
+            tables.show_standings(cells, found, title)
+        elif run.launch.dry_run:
+            pool_for([cell.run for cell in cells])  # it checks launch.slots
+            tables.show_cells(cells, found, title)
+        else:
+            _show_plans(cells, found)
+        return [Outcome() for _ in cells]
+    pool = pool_for([cell.run for cell in cells])
+    rundir.require_writable(Path(run.outputs).resolve(), "outputs")
+    for data_dir in {cell.run.data_dir for cell in cells}:
+        rundir.require_writable(Path(data_dir).resolve(), "data_dir")
+    ready = prepare(cells)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        tasks = [_task(cell, prepared) for cell, prepared in zip(cells, ready, strict=True)]
+        register(folder, plan, tasks)
+        with Board(folder, plan, tasks, pool.slots) as board:
+            stopped = Scheduler(tasks, pool, run.launch, board).run()
+        tables.show_end(tasks, folder)
+    print(_last_line(tasks))
+    if other := _other_code(tasks):
+        print(f"note: {other} of them made by other code (git commit or diff) than what stands here")
+    if stopped:
+        raise StoppedError("the sweep was stopped; the same command goes on with it")
+    return [_outcome(task) for task in tasks]
+
+
+def sweep_folder(cells: Sequence[Cell]) -> Path:
+    run = cells[0].run
+    return Path(run.outputs).resolve() / (run.sweep_label or rundir.LONE)
+
+
+def _show_plans(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> None:
+    rows = {fingerprint(cell.run, "", with_seed=False): (cell, data) for cell, data in zip(cells, found, strict=True)}
+    for cell, prepared in rows.values():
+        print(f"\n{cell.run.label}")
+        plans.show(cell.run, prepared)
+
+
+def _task(cell: Cell, prepared: Prepared) -> Task:
+    folder = jobs.folder_of(cell.run, prepared, Path(cell.run.outputs).resolve())
+    return Task(cell.run, prepared, cell.overrides, folder)
+
+
+def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
+    """sweep.json: the question, control, registered seeds, and every cell that this folder was ever asked for."""
+    path = folder / "sweep.json"
+    before = read_json(path)
+    cells = before["cells"] if isinstance(before, dict) and isinstance(before.get("cells"), dict) else {}
+    for task in tasks:
+        cells[task.folder.path.name] = {
+            "row": task.run.label,
+            "seed": task.run.seed,
+            "overrides": task.overrides,
+            "fingerprint": fingerprint(task.run, task.prepared.digest),
+            "config_hash": fingerprint(task.run, task.prepared.digest, with_seed=False),
+        }
+    said = {"purpose": plan.purpose, "control": plan.control, "seeds": list(plan.seeds)}
+    rows = {name: list(line) for name, line in plan.rows.items()}
+    write_json(path, {"schema": SCHEMA, "label": folder.name, **said, "rows": rows, "cells": cells})
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One launcher a sweep; the lock dies with its holder."""
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder}: another launcher is at work here; launch.status=true shows it") from None
+        yield
+
+
+def _last_line(tasks: Sequence[Task]) -> str:
+    skipped = sum(task.state == "skipped" for task in tasks)
+    if skipped == len(tasks):
+        return f"all {skipped} runs were done before; nothing was started (rerun=true trains them again)"
+    done, failed = (sum(task.state == state for task in tasks) for state in ("done", "failed"))
+    counts = {
+        "done": done,
+        "done before (skipped)": skipped,
+        "failed": failed,
+        "not finished": len(tasks) - done - skipped - failed,
+    }
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+def _other_code(tasks: Sequence[Task]) -> int:
+    """How many runs that were done before were made by other code than what stands here."""
+    before = [task.result["environment"] for task in tasks if task.state == "skipped" and task.result]
+    now = rundir.environment() if before else {}
+    return sum(not rundir.same_code(then, now) for then in before)
+
+
+def _outcome(task: Task) -> Outcome:
+    if task.result is not None:
+        return Outcome(val_bpb=task.result["val_bpb"])
+    return Outcome(error=RunError(f"{task.name}: {task.reason or 'not started'}"))

@@ -1,0 +1,1 @@
+"""Reports on finished runs: what the numbers say, and how surely."""

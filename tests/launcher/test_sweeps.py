@@ -1,0 +1,159 @@
+"""Sweeps from the outside: every file in sweeps/, the dry run, status, a launcher that is killed and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from golf import train
+from golf.compose import CONF
+from golf.launcher.slots import Pool, Slot
+from golf.launcher.standing import read_standing
+from golf.rundir import RunDir
+from tests.conftest import toy_overrides
+from tests.launcher.test_failures import processes_in, wait_until
+
+ROOT = CONF.parent
+SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+
+Door = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Door:
+    """door(*overrides) -> (exit code, stdout) of train.main() in this process."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "golf" / "train.py"), *arguments])
+        code = train.main()
+        said = capfd.readouterr()
+        assert code == 0 or said.err, "an error says something"
+        return code, said.out + said.err
+
+    return run
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_file_composes_and_lists_its_cells(name: str, door: Door, tmp_path: Path) -> None:
+    code, shown = door(f"+sweep={name}", "launch.dry_run=true", f"outputs={tmp_path}", f"data_dir={tmp_path}")
+    assert code == 0 and "to do" in shown and not list(tmp_path.iterdir()), "nothing is made"
+    text = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()
+    assert text[0] == "# @package _global_" and text[1].startswith("# ")
+
+
+def test_the_dry_run_shows_sizes_states_and_what_is_over_the_cap(door: Door, toy_folder: Path, tmp_path: Path) -> None:
+    toy = toy_overrides(toy_folder, [f"outputs={tmp_path}", "cap_bytes=20000", "launch.dry_run=true"])
+    code, shown = door("-m", *toy, "quant=int6,int8")
+    assert code == 0 and not list(tmp_path.iterdir())
+    rows = [line.split("│")[1:-1] for line in shown.splitlines() if "quant=int" in line]
+    assert [row[0].strip() for row in rows] == ["int6", "int8"] and "to do" in rows[0][-1]
+    predicted = [int(row[4].replace(",", "")) for row in rows]
+    assert 0 < predicted[0] < predicted[1] and rows[1][5].strip() == f"{predicted[1] / 20000:.0%}"
+
+
+def test_plans_are_shown_once_a_row(door: Door, toy_folder: Path, tmp_path: Path) -> None:
+    toy = toy_overrides(toy_folder, [f"outputs={tmp_path}", "plan=true"])
+    code, shown = door("-m", *toy, "quant=int6,int8", "seed=1,2")
+    assert code == 0 and shown.count("parameters by part") == 2 and not list(tmp_path.iterdir())
+
+
+def start(folder: Path, outputs: Path, *extra: str) -> subprocess.Popen:
+    """A sweep of three toy seeds on two slots, as a command."""
+    toy = toy_overrides(folder, [f"outputs={outputs}", "budget.max_steps=150", "checkpoint.every_steps=20", *extra])
+    command = [sys.executable, str(ROOT / "golf" / "train.py"), "-m", *toy, "seed=1,2,3", "launch.slots=2"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def logged(outputs: Path, step: int) -> bool:
+    return any(f'"step": {step},' in path.read_text() for path in outputs.rglob("metrics.jsonl"))
+
+
+def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
+    toy_folder: Path, tmp_path: Path, door: Door
+) -> None:
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    undisturbed = start(toy_folder, calm)
+    assert undisturbed.wait(200) == 0, undisturbed.stdout and undisturbed.stdout.read()
+
+    killed = start(toy_folder, rough)
+    wait_until(lambda: logged(rough, 30))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    wait_until(lambda: not processes_in(rough), 30)  # its runs save and end by themselves
+    states = {json.loads(path.read_text())["state"] for path in rough.rglob("status.json")}
+    assert states <= {"stopped", "done", "starting"}
+
+    stopped = start(toy_folder, rough)
+    wait_until(lambda: logged(rough, 100))
+    stopped.send_signal(signal.SIGINT)
+    said = stopped.communicate(timeout=100)[0]
+    assert stopped.returncode == 130 and processes_in(rough) == [], said
+    assert "goes on from its checkpoint" in said and "saves and stops" in said
+    sweep = ["-m", *toy_overrides(toy_folder, [f"outputs={rough}", "budget.max_steps=150"]), "seed=1,2,3"]
+    sweep += ["launch.slots=2", "checkpoint.every_steps=20"]
+    code, shown = door(*sweep, "launch.status=true")
+    assert code == 0 and "stopped" in shown and "of 150" in shown
+
+    last = start(toy_folder, rough)
+    said = last.communicate(timeout=200)[0]
+    assert last.returncode == 0, said
+    code, shown = door(*sweep)
+    assert code == 0 and "all 3 runs were done before; nothing was started" in shown
+
+    folders = sorted(path.parent.relative_to(calm) for path in calm.rglob("result.json"))
+    same = sorted(path.parent.relative_to(rough) for path in rough.rglob("result.json"))
+    assert len(folders) == 3 and folders == same
+    for folder in folders:
+        assert (calm / folder / "artifact.golf").read_bytes() == (rough / folder / "artifact.golf").read_bytes()
+        scores = [json.loads((root / folder / "result.json").read_text())["val_bpb"] for root in (calm, rough)]
+        assert scores[0] == scores[1]
+    register = json.loads((calm / folders[0].parent / "sweep.json").read_text())
+    assert set(register["cells"]) == {folder.name for folder in folders}
+    command = (calm / folders[0] / "command.txt").read_text().split()
+    rest = [sys.executable, str(ROOT / "golf" / "train.py"), *command[1:]]
+    lone = subprocess.run(rest, capture_output=True, text=True, timeout=100)
+    assert lone.returncode == 0 and "finished before" in lone.stdout, "command.txt names this very run"
+
+
+def test_standings_are_read_from_folders_alone(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    assert read_standing(folder).state == "waiting"
+    folder.set_status("running", step=0)
+    folder.metrics.write_text(
+        '{"step": 2, "loss": 3.0, "seconds_left": 9, "val_bpb": 2.5}\n{"step": 4, "loss": 2.5}\n{"st'
+    )
+    now = read_standing(folder)
+    assert (now.state, now.step, now.loss, now.bpb) == ("running", 4, 2.5, 2.5)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder.status.write_text(json.dumps({"state": "running", "pid": gone.pid}))
+    assert read_standing(folder).state == "interrupted"
+    folder.set_status("done", step=6)
+    assert read_standing(folder).state == "failed", "done without a result is not done"
+    folder.status.write_text("[1, 2")
+    assert read_standing(folder).state == "waiting"
+
+
+def test_pools_give_no_device_twice() -> None:
+    pool = Pool(2, 8, ["a", "b", "c", "d"])
+    first, second = pool.take(2), pool.take(2)
+    assert (first, second) == (Slot(4, ("a", "b")), Slot(4, ("c", "d"))) and pool.take(0) is None
+    assert first is not None
+    pool.give(first)
+    assert pool.take(3) is None and pool.take(1) == Slot(4, ("a",))
+
+
+def test_slots_name_their_devices_to_the_run(toy: Callable) -> None:
+    run = toy("launch.nproc=2")
+    assert Slot(8).environment(run) == {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert Slot(8, ("3", "5")).environment(run)["CUDA_VISIBLE_DEVICES"] == "3,5"
+    assert Slot(8).environment(toy("launch.threads=7"))["OMP_NUM_THREADS"] == "7"
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
