@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from golf.report.stats import (
+from golf.reports.stats import (
     MAX_SEEDS,
     BarTest,
     Difference,
