@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # The CPU build of torch is pinned here. On a CUDA machine: make setup CONSTRAINTS=   (takes the registry's CUDA build)
 CONSTRAINTS ?= constraints/cpu.txt
 READY := $(VENV)/.ready
+SWEEP ?= smoke
 # One thread a test process: spinning threads on shared cores cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu lint typecheck bench clean
+.PHONY: help setup train sweep report test test-gpu lint typecheck bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,6 +25,12 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 train: $(READY) ## train on the laptop track: real text, CPU, minutes (ARGS="seed=2 ..." for overrides)
 	$(BIN)/python golf/train.py $(ARGS)
 
+sweep: $(READY) ## run the smoke sweep: two rows, two seeds, real text (SWEEP=name, ARGS=overrides)
+	$(BIN)/python golf/train.py +sweep=$(SWEEP) $(ARGS)
+
+report: $(READY) ## what a sweep says, with statistics and plots (SWEEP=name, ARGS=options)
+	$(BIN)/python golf/report.py outputs/$(SWEEP) $(ARGS)
+
 test: $(READY) ## the tests that need no GPU
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto $(ARGS)
 
@@ -31,15 +38,16 @@ test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(READY) ## ruff
-	$(BIN)/ruff check golf tests benchmarks
-	$(BIN)/ruff format --check golf tests benchmarks
+	$(BIN)/ruff check golf hydra_plugins tests benchmarks
+	$(BIN)/ruff format --check golf hydra_plugins tests benchmarks
 
 typecheck: $(READY) ## mypy
 	$(BIN)/mypy
 
-bench: $(READY) ## tokens per second of the training step and of the loaders, as ratios
+bench: $(READY) ## tokens per second of training step and loaders, makespan of the launcher, as ratios
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/launchers.py
 
 clean: ## remove the virtual environment and caches; data/ and outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

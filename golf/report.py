@@ -1,0 +1,85 @@
+"""The report's door: what sweeps say, with honest statistics.
+
+    python golf/report.py outputs/SWEEP [outputs/OTHER ...]
+
+prints the tables and writes report.md, report.csv and report.html into the first folder.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
+
+from rich.console import Console
+
+from golf.errors import RunError, UserError
+from golf.launcher.tables import console as wide_console
+from golf.reports import grids, page
+from golf.reports.analysis import MARGIN_NATS, Agreement, Analysis, agreement, analyse
+from golf.reports.load import load
+from golf.rundir import write_atomic
+
+
+def arguments(line: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="golf/report.py", description="Compare the rows of sweeps.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a sweep, such as outputs/smoke")
+    parser.add_argument("--control", metavar="ROW", help="the row to compare with (default: what the sweep file says)")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=MARGIN_NATS,
+        metavar="NATS",
+        help=f"the gain to show, in nats per token (default {MARGIN_NATS:g}, the rule for records)",
+    )
+    parser.add_argument("--bar", type=float, metavar="BPB", help="also test each row against this fixed score")
+    parser.add_argument("--wandb", action="store_true", help="create the W&B dashboard (offline: write its definition)")
+    return parser.parse_args(line)
+
+
+def show(analyses: list[Analysis], agreements: list[Agreement], console: Console) -> None:
+    for analysis in analyses:
+        purpose = f": {analysis.sweep.purpose}" if analysis.sweep.purpose else ""
+        console.print(f"\n[bold]{analysis.sweep.label}[/]{purpose}")
+        console.print(page.summary_of(analysis))
+        for note in grids.notes_of(analysis):
+            console.print(f"- {note}", markup=False)
+        for grid in page.grids_of(analysis):
+            grids.to_terminal(grid, console)
+            if grid.under:
+                console.print(grid.under, style="dim")
+    for found in agreements:
+        grids.to_terminal(grids.agreement_grid(found), console)
+        console.print(grids.agreement_grid(found).under, style="dim")
+
+
+def main(line: list[str] | None = None) -> int:
+    chosen = arguments(line)
+    try:
+        if not 0 <= chosen.margin < 10:
+            raise UserError(f"--margin {chosen.margin}: nats per token, from 0 up; the rule for records is 0.005")
+        sweeps = [load(folder.resolve(), chosen.control) for folder in chosen.folders]
+        analyses = [analyse(sweep, margin_nats=chosen.margin, bar=chosen.bar) for sweep in sweeps]
+        agreements = [found for other in analyses[1:] if (found := agreement(analyses[0], other)) is not None]
+        show(analyses, agreements, wide_console())
+        folder = sweeps[0].folder
+        texts = {
+            "report.md": page.to_markdown(analyses, agreements),
+            "report.csv": page.to_csv(analyses),
+            "report.html": page.to_html(analyses, agreements),
+        }
+        for name, text in texts.items():
+            write_atomic(folder / name, text)
+        print(f"\nwritten: {', '.join(str(folder / name) for name in texts)}")
+    except UserError as error:
+        print(f"golf: {error}", file=sys.stderr)
+        return 2
+    except (RunError, OSError) as error:
+        print(f"golf: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

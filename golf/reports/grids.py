@@ -1,0 +1,184 @@
+"""The report's tables, once as cells of text, and drawn three ways: terminal, Markdown, HTML."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from golf.reports.analysis import ALPHA, Agreement, Analysis, Line
+from golf.reports.references import Reference
+from golf.reports.stats import Difference, summarize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """A table of texts. left: how many columns hold words; under: a line that explains the columns."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    left: int
+    under: str = ""
+
+
+def number(value: float | None, digits: int = 4, sign: bool = False) -> str:
+    """A number as text; a dash where there is none."""
+    return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def p_text(value: float | None) -> str:
+    return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def interval(low: float | None, high: float | None, sign: bool = False) -> str:
+    return "-" if low is None else f"{number(low, sign=sign)} .. {number(high, sign=sign)}"
+
+
+def rows_grid(analysis: Analysis) -> Grid:
+    """One line a row: score, noise, difference, tests."""
+    bar = [] if analysis.bar is None else [f"p below {analysis.bar:g}"]
+    header = ["row", "verdict", "seeds", "BPB", "sd", "delta", "95 % interval", "p", "p margin", *bar, "seeds needed"]
+    margin = "" if analysis.margin_bpb is None else f" = {analysis.margin_bpb:.5f} BPB here"
+    under = (
+        "BPB: bits per byte of the artifact as read back, mean over seeds; sd: of the sample; seeds: finished of "
+        "started. delta: mean minus the control's, negative is better; its interval and both p by Welch's test. p: "
+        "one-sided, against no gain, adjusted for the number of rows (Holm). p margin: one-sided, against a gain below "
+        f"{analysis.margin_nats:g} nats per token{margin}. seeds needed: a side, to show a true difference of this "
+        f"size at p < {ALPHA:g} with a power of 80 %."
+    )
+    rows = [_row_cells(line, analysis) for line in analysis.lines]
+    return Grid(title="Rows", header=header, rows=rows, left=2, under=under)
+
+
+def _row_cells(line: Line, analysis: Analysis) -> list[str]:
+    score, difference = line.score, line.difference or Difference(delta=math.nan)
+    cells = [
+        line.row.name,
+        line.verdict,
+        f"{len(line.row.results)} of {line.row.started}",
+        number(score.mean if score else None),
+        number(score.sd if score else None),
+        number(difference.delta if line.difference else None, sign=True),
+        interval(difference.low, difference.high, sign=True),
+        p_text(line.p_holm),
+        p_text(difference.p_margin),
+    ]
+    bar = [] if analysis.bar is None else [p_text(line.bar.p if line.bar else None)]
+    return [*cells, *bar, "-" if line.needed is None else f"{line.needed:,}"]
+
+
+def sizes_grid(analysis: Analysis) -> Grid:
+    """One line a row: what the artifact costs, in score and in bytes, and what a step costs."""
+    header = ["row", "quant gap, BPB", "bytes, largest", "left under the cap", "of cap", "step, ms", "steps"]
+    rows = []
+    for line in analysis.lines:
+        if line.max_bytes is None or line.cap_bytes is None or line.gap is None or line.step_ms is None:
+            continue
+        left, share = line.cap_bytes - line.max_bytes, line.max_bytes / line.cap_bytes
+        steps = " .. ".join(f"{count:,}" for count in sorted({*_ends(line.row.values("steps"))}))
+        cells = [number(line.gap.mean, sign=True), f"{line.max_bytes:,}", f"{left:,}", f"{share:.1%}"]
+        rows.append([line.row.name, *cells, number(line.step_ms.mean, 1), steps])
+    under = "bytes: code and artifact, decimal, of the seed with the most; step: median of each seed, mean over seeds."
+    return Grid(title="Size and time", header=header, rows=rows, left=1, under=under)
+
+
+def _ends(values: Sequence[float]) -> tuple[int, int]:
+    return int(min(values)), int(max(values))
+
+
+def seeds_grid(analysis: Analysis) -> Grid:
+    """The table of the public threads: a line a seed, then best, mean and sd of each row."""
+    header = ["row", "seed", "steps", "BPB", "before quantisation", "quant gap", "artifact bytes"]
+    rows = []
+    for line in analysis.lines:
+        results = line.row.results
+        for seed, result in results.items():
+            cells = [
+                number(result[key], sign=key == "quant_gap_bpb")
+                for key in ("val_bpb", "pre_quant_bpb", "quant_gap_bpb")
+            ]
+            rows.append([line.row.name, str(seed), f"{result['steps']:,}", *cells, f"{result['artifact_bytes']:,}"])
+        rows += [[line.row.name, str(lost.seed), lost.state, "-", "-", "-", "-"] for lost in line.row.lost]
+        if len(results) > 1 and not line.row.mixed:
+            keys = ("val_bpb", "pre_quant_bpb", "quant_gap_bpb", "artifact_bytes")
+            scores, before, gaps, size = (summarize(line.row.values(key)) for key in keys)
+            best = min(line.row.values("val_bpb"))
+            rows.append([line.row.name, "best", "", number(best), "", "", ""])
+            mean = [number(scores.mean), number(before.mean), number(gaps.mean, sign=True), f"{size.mean:,.0f}"]
+            spread = [number(scores.sd), number(before.sd), number(gaps.sd), f"{size.sd:,.0f}"]
+            rows += [[line.row.name, "mean", "", *mean], [line.row.name, "sd", "", *spread]]
+    return Grid(title="Seeds", header=header, rows=rows, left=1)
+
+
+def changes_grid(analysis: Analysis) -> Grid | None:
+    """What each row changes against the control; None where no row is compared."""
+    rows = [[line.row.name, change] for line in analysis.lines for change in line.changes]
+    return Grid(title="Changes against the control", header=["row", "change"], rows=rows, left=2) if rows else None
+
+
+def notes_of(analysis: Analysis) -> list[str]:
+    """Everything that a reader must know before believing a number."""
+    return [*analysis.notes, *(f"{line.row.name}: {note}." for line in analysis.lines for note in line.notes)]
+
+
+def agreement_grid(found: Agreement) -> Grid:
+    """The same rows on two tracks."""
+    ranks = found.ranks
+    under = (
+        f"Same side of the control: {_share(ranks.signs)} of rows; same order: {_share(ranks.pairs)} of pairs; rank "
+        f"correlation: Spearman {number(ranks.spearman, 2)}, Kendall {number(ranks.kendall, 2)} (one-sided p "
+        f"{p_text(ranks.p)}), over {ranks.n} rows."
+    )
+    rows = [[name, number(one, sign=True), number(two, sign=True)] for name, (one, two) in found.deltas.items()]
+    header = ["row", f"delta in {found.first}", f"delta in {found.second}"]
+    return Grid(title=f"{found.first} against {found.second}", header=header, rows=rows, left=1, under=under)
+
+
+def references_grid(references: Sequence[Reference]) -> Grid:
+    """Published numbers: shown, never tested against."""
+    rows = [
+        [ref.name, number(ref.bpb), number(ref.sd), str(ref.n), f"{ref.max_bytes:,}", ref.source] for ref in references
+    ]
+    header = ["published", "BPB", "sd", "seeds", "bytes, largest", "source"]
+    return Grid(title="Published numbers", header=header, rows=rows, left=1, under="Never part of a test above.")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+# ---------------------------------------------------------------- three ways to draw one
+
+
+def to_terminal(grid: Grid, console: Console) -> None:
+    table = Table(title=grid.title, title_justify="left")
+    for index, name in enumerate(grid.header):
+        table.add_column(name, justify="left" if index < grid.left else "right", overflow="fold")
+    for row in grid.rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def to_markdown(grid: Grid) -> str:
+    rule = ["---"] * grid.left + ["---:"] * (len(grid.header) - grid.left)
+    lines = [grid.header, rule, *grid.rows]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+    return f"## {grid.title}\n\n{body}\n" + (f"\n{grid.under}\n" if grid.under else "")
+
+
+def to_html(grid: Grid) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        drawn = [
+            f"<{tag}{'' if index < grid.left else ' class=n'}>{html.escape(cell)}</{tag}>"
+            for index, cell in enumerate(cells)
+        ]
+        return f"<tr>{''.join(drawn)}</tr>"
+
+    body = "".join(line(row, "td") for row in grid.rows)
+    under = f"<p class=under>{html.escape(grid.under)}</p>" if grid.under else ""
+    head = f"<thead>{line(grid.header, 'th')}</thead>"
+    table = f"<div class=scroll><table>{head}<tbody>{body}</tbody></table></div>"
+    return f"<section><h2>{html.escape(grid.title)}</h2>{table}{under}</section>"
