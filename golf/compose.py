@@ -57,6 +57,8 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         given = next((a for a in arguments if a.lstrip("+~").startswith(unknown[1])), unknown[1])
+        if (CONF / unknown[1].replace(".", "/")).is_dir():
+            return f"{given}: {unknown[1]} has no default to change; add it, with +{given.lstrip('+')}"
         return f"{given}: there is no key {unknown[1]}; --cfg job prints every key there is"
     several = re.search(r"Ambiguous value for argument '([^']+)'", str(error))
     if several:

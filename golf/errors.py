@@ -11,6 +11,10 @@ class RunError(RuntimeError):
     code = 1
 
 
+class BusyError(RunError):
+    """Another process is at work there."""
+
+
 class StoppedError(RunError):
     """A signal asked for the end, and all is saved."""
 

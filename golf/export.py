@@ -18,7 +18,7 @@ from golf.evals.evaluator import Score
 from golf.ledger import Ledger
 from golf.loop import LoopState, Trained
 from golf.roles import roles_of
-from golf.rundir import RunDir, environment
+from golf.rundir import RunDir
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 
@@ -81,7 +81,6 @@ def export(
         "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[model.compute_dtype],
         "legal": None,
         "legality": [],
-        "environment": environment(),
     }
 
 

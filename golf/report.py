@@ -16,9 +16,9 @@ from rich.console import Console
 
 from golf.errors import RunError, UserError
 from golf.launcher.tables import console as wide_console
-from golf.reports import grids, page
+from golf.reports import dashboard, grids, page
 from golf.reports.analysis import MARGIN_NATS, Agreement, Analysis, agreement, analyse
-from golf.reports.load import load
+from golf.reports.load import Sweep, load
 from golf.rundir import write_atomic
 
 
@@ -36,6 +36,14 @@ def arguments(line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bar", type=float, metavar="BPB", help="also test each row against this fixed score")
     parser.add_argument("--wandb", action="store_true", help="create the W&B dashboard (offline: write its definition)")
     return parser.parse_args(line)
+
+
+def tracked_as(sweeps: list[Sweep]) -> tuple[str, str | None]:
+    """(project, entity) that the sweeps' runs were logged with. UserError where they were not, or with several."""
+    projects = {sweep.tracker for sweep in sweeps}
+    if len(projects) > 1 or None in projects:
+        raise UserError("--wandb: needs sweeps whose runs were all tracked (log=wandb) in one project")
+    return projects.pop()  # type: ignore[return-value]
 
 
 def show(analyses: list[Analysis], agreements: list[Agreement], console: Console) -> None:
@@ -72,6 +80,9 @@ def main(line: list[str] | None = None) -> int:
         for name, text in texts.items():
             write_atomic(folder / name, text)
         print(f"\nwritten: {', '.join(str(folder / name) for name in texts)}")
+        if chosen.wandb:
+            project, entity = tracked_as(sweeps)
+            print("\n".join(dashboard.create(folder, [sweep.label for sweep in sweeps], [], project, entity)))
     except UserError as error:
         print(f"golf: {error}", file=sys.stderr)
         return 2

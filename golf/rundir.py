@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
-from golf.errors import RunError, UserError
+from golf.errors import BusyError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+# A result without these is none.
+RESULT_NUMBERS = ("val_bpb", "quant_gap_bpb", "artifact_bytes", "total_bytes", "cap_bytes", "steps")
 LONE = "single"  # the folder of runs that are in no sweep
 CODE = ("golf", "conf", "sweeps", "hydra_plugins")
 PACKAGES = (
@@ -34,6 +36,10 @@ PACKAGES = (
     "wandb",
     "flash-attn",
 )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -100,12 +106,15 @@ class RunDir:
         return self.path / "result.json"
 
     def finished(self) -> dict[str, Any] | None:
-        """The result of a run that ended well; None where there is none, or what stands there is no result."""
+        """The result of a run that ended well; None where there is none, or what stands there is no result of it."""
         result = read_json(self.result)
         if not isinstance(result, dict) or result.get("status") != "done":
             return None
-        score, bits = result.get("val_bpb"), result.get("fingerprint")
-        return result if isinstance(score, float) and math.isfinite(score) and isinstance(bits, str) else None
+        numbers = all(_finite(result.get(key)) for key in RESULT_NUMBERS)
+        config = read_json(self.config)
+        mine = not isinstance(config, dict) or result.get("fingerprint") == config.get("fingerprint")
+        rest = isinstance(result.get("fits"), bool) and isinstance(result.get("environment"), dict)
+        return result if numbers and mine and rest else None
 
     def set_status(self, state: str, **facts: Any) -> None:
         """state: starting, running, stopped, failed or done."""
@@ -114,22 +123,17 @@ class RunDir:
     def get_status(self) -> dict[str, Any]:
         """What set_status last wrote; empty where nothing readable stands."""
         status = read_json(self.status)
-        return status if isinstance(status, dict) and "state" in status else {}
+        return status if isinstance(status, dict) and {"state", "pid"} <= set(status) else {}
 
     @contextlib.contextmanager
-    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
-        """Hold the folder: a second process on the same run is refused. The lock dies with its holder."""
-        until = time.monotonic() + wait_seconds
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, or raise BusyError: a second process on a run is refused. The lock dies with its holder."""
         with open(self.path / ".lock", "a") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() >= until:
-                        who = f"another process (pid {self.get_status().get('pid', 'unknown')})"
-                        raise RunError(f"{self.path}: {who} is at work here; wait for it or stop it") from None
-                    time.sleep(0.05)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = f"another process (pid {self.get_status().get('pid', 'unknown')})"
+                raise BusyError(f"{self.path}: {who} is at work here; wait for it or stop it") from None
             yield
 
 

@@ -1,9 +1,12 @@
 """Who watches a run: the terminal, metrics.jsonl and a tracker. The only file that knows wandb."""
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
+import re
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +22,9 @@ from golf.rundir import write_atomic
 
 WANDB_INIT_SECONDS = 20
 WANDB_FINISH_SECONDS = 60
+WANDB_TAG_LENGTH = 64
+# Names of a step's record that mean something else in the result: W&B may not take the last step's for the result's.
+FINAL_ONLY = ("val_bpb", "step_ms")
 
 
 class Sink:
@@ -139,7 +145,7 @@ class LogConfig:
         """Raise UserError where the tracker's package is not installed."""
 
     def build(self, folder: Path, facts: dict[str, Any], note: Callable[[str], None]) -> Sink:
-        """facts: label, sweep, config ... of the run; note: where a tracker may say that it failed."""
+        """facts: name, label, sweep, tags and config of the run; note: where a tracker may say that it failed."""
         raise NotImplementedError
 
 
@@ -178,27 +184,26 @@ class WandbSink(Sink):
         self.config = config
         self.tell = note
         self.run: Any = None
+        self.online = False
         self.failed = False
         self._guard(lambda: self._start(folder, facts))
 
     def _start(self, folder: Path, facts: dict[str, Any]) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        logging.getLogger("wandb").setLevel(logging.ERROR)
-        import wandb
-
-        mode: Any = self.config.mode
+        wandb, mode = _wandb(), self.config.mode
         if mode == "auto":
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+            mode = "online" if _has_key() else "offline"
+        self.online = mode == "online"
         self.run = wandb.init(
             project=self.config.project,
             entity=self.config.entity,
             mode=mode,
             dir=str(folder),
-            id=facts["run_id"],
-            resume="allow" if mode == "online" else None,
+            id=_run_id(folder),
+            resume="allow" if self.online else None,
             name=facts["name"],
             group=facts["sweep"],
             job_type=facts["label"],
+            tags=_tags(facts["tags"]),
             config=facts["config"],
             settings=wandb.Settings(
                 init_timeout=WANDB_INIT_SECONDS, console="off", silent=True, finish_timeout=WANDB_FINISH_SECONDS
@@ -206,19 +211,30 @@ class WandbSink(Sink):
         )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
-        self.run.define_metric("val_bpb", step_metric="step", summary="min")
+        for name in FINAL_ONLY:
+            self.run.define_metric(name, step_metric="step", summary="none")
         self.tell(f"wandb: {mode}, project {self.config.project}")
 
     def step(self, record: dict[str, Any]) -> None:
         self._guard(lambda: self.run.log(record))
 
     def close(self, result: dict[str, Any] | None, artifact: Path | None) -> None:
-        def end() -> None:
-            if result is not None:
-                self.run.summary.update({key: value for key, value in result.items() if key != "environment"})
-            self.run.finish(exit_code=0 if result is not None else 1)
+        if result is not None:
+            self._guard(lambda: self._conclude(result, artifact))
+        self._guard(lambda: self.run.finish(exit_code=0 if result is not None else 1))
 
-        self._guard(end)
+    def _conclude(self, result: dict[str, Any], artifact: Path | None) -> None:
+        """The result as summary (W&B names what is nested evals.plain.val_bpb ...), the artifact as an Artifact."""
+        self.run.config.update({"environment": result["environment"]}, allow_val_change=True)
+        self.run.summary.update({key: value for key, value in result.items() if key != "environment"})
+        if result["legal"] is False:
+            self.run.tags += ("illegal",)
+        if self.online and artifact is not None:
+            name = re.sub(r"[^A-Za-z0-9_.-]", "-", artifact.parent.name)
+            metadata = {key: result[key] for key in ("artifact_bytes", "cap_bytes", "val_bpb", "fingerprint")}
+            stored = _wandb().Artifact(name, type="model", metadata=metadata)
+            stored.add_file(str(artifact), policy="immutable", skip_cache=True)  # uploaded from where it lies
+            self.run.log_artifact(stored)
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self.failed:
@@ -227,5 +243,49 @@ class WandbSink(Sink):
             action()
         except Exception as error:  # whatever a tracker does, the run goes on
             self.failed = True
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.tell(f"wandb: stopped tracking ({type(error).__name__}: {reason}); the run goes on")
+            self.tell(f"wandb: stopped tracking ({one_line(error)}); the run goes on")
+            # Otherwise wandb's own hook at the process's end would meet the same trouble, and print a traceback.
+            with contextlib.suppress(Exception, SystemExit):
+                _wandb().teardown(exit_code=1)
+
+
+def wandb_entity(given: str | None) -> str | None:
+    """The W&B account to write to: `given`, else the logged-in user's own (asks the network); None: not logged in.
+
+    Raises what wandb raises where the network or the key is no good.
+    """
+    if not _has_key():
+        return None
+    return given or _wandb().Api().default_entity
+
+
+def one_line(error: BaseException) -> str:
+    """Its type and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
+def _wandb() -> Any:
+    """The package, imported where it is needed, and told to keep off the terminal."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("wandb").setLevel(logging.ERROR)
+    import wandb
+
+    return wandb
+
+
+def _has_key() -> bool:
+    return bool(_wandb().login(prompt=False, verify=False))
+
+
+def _run_id(folder: Path) -> str:
+    """The same for every attempt in this folder; drawn, as one row of two sweeps or machines has one name."""
+    path = folder / "wandb" / "id"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, secrets.token_hex(8))
+    return path.read_text()
+
+
+def _tags(names: list[str | None]) -> list[str]:
+    """Each once, at the length that W&B takes."""
+    return list(dict.fromkeys(name[:WANDB_TAG_LENGTH] for name in names if name))

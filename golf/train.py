@@ -44,7 +44,7 @@ def compose(config: DictConfig) -> None:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Refuse what Hydra would take silently: a key given twice (the last would win)."""
+    """Refuse what Hydra would take silently: a key given twice (the last would win), a launcher that runs the task."""
     parsed, rest = get_args_parser().parse_known_args(arguments)
     if split := [argument for argument in rest if not argument.startswith("-")]:
         raise UserError(f"{split[0]}: stands behind an option; options such as -m go before or after all overrides")
@@ -53,6 +53,8 @@ def check_arguments(arguments: list[str]) -> None:
         key = override.get_key_element().lstrip("+~")
         if key in seen:
             raise UserError(f"{key} is given twice ({seen[key]} and {override.input_line}); keep one")
+        if key in ("hydra/launcher", "hydra/sweeper") and override.value() != "golf":
+            raise UserError(f"{override.input_line}: cannot run these cells; leave it out, golf has its own")
         seen[key] = str(override.input_line)
 
 

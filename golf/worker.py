@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +9,10 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
+
+    from golf.launcher.processes import die_with_torchrun
+
+    die_with_torchrun(sys.argv[-1])  # before the seconds that torch takes to import
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -19,10 +22,9 @@ from golf.checkpoint import load_meta
 from golf.config import Run, typed
 from golf.errors import RunError, UserError
 from golf.export import export
-from golf.launcher.processes import die_with_parent
 from golf.ledger import Ledger
 from golf.loop import LoopState, Stopped, train
-from golf.rundir import RunDir, read_json, write_json
+from golf.rundir import RunDir, environment, read_json, write_json
 from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
 from golf.tokens.prepare import Prepared
 
@@ -32,8 +34,6 @@ STOPPED, FAILED, BAD_INPUT = 130, 1, 2
 def main(path: str) -> int:
     """Train, export and write result.json; returns the exit code."""
     folder = RunDir(Path(path))
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent(signal.SIGKILL)  # a torchrun that is killed would leave its ranks
     try:
         config = read_json(folder.config)
         if config is None:
@@ -88,7 +88,7 @@ def work(
     run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, state: LoopState, config: dict[str, Any]
 ) -> None:
     """Train, export, write the result; sinks are opened and closed here."""
-    ledger = Ledger()
+    ledger, began_as = Ledger(), environment()  # the code may be edited while the run goes on
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
     finished = None
     try:
@@ -96,7 +96,7 @@ def work(
         measured = export(run, prepared, folder, ranks, sinks, state, ledger, trained)
         if ranks.first:
             names = {"fingerprint": config["fingerprint"], "config_hash": config["config_hash"]}
-            finished = result.assemble(run, prepared, **names, measured=measured)
+            finished = result.assemble(run, prepared, **names, measured=measured | {"environment": began_as})
             write_json(folder.result, finished)
             folder.set_status("done", step=state.step, val_bpb=finished["val_bpb"])
     finally:
@@ -114,10 +114,10 @@ def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:
     resumes = run.resume == "auto" and folder.checkpoint.exists()
     from_step = load_meta(folder.checkpoint)["step"] if resumes else 0
     facts = {
-        "run_id": folder.path.name,
         "name": folder.path.name,
         "label": run.label,
         "sweep": run.sweep_label,
+        "tags": [run.track, run.sweep_label, run.label, run.eval.main, run.quant.roles.get("matrix")],
         "config": config["run"],
     }
     tracker = run.log.build(folder.path, facts, notes.note)

@@ -45,13 +45,13 @@ WRONG = {
     ),
     "a cell that is wrong": (
         ["hydra.mode=MULTIRUN", "model.dim=32,30,64"],
-        "try model.dim=32 (in 1 of 3 cells: label=dim_30)",
+        "try model.dim=32 (in 1 of 3 cells: label='model.dim_30')",
     ),
     "an option among overrides": (["-m", "seed=1"], "seed=1: stands behind an option"),
     "a sweep file that is not there": (["+sweep=nope"], "sweep/nope"),
     "a row that the command line makes another": (
         ["+sweep=smoke", "quant=int8"],
-        "quant=int8: makes the rows int6 and int8 of this sweep the same; leave it out",
+        "int6-s1337 and int8-s1337 are the same run: nothing that is left of their overrides makes a difference",
     ),
     "a control that is no row": (
         ["+sweep=smoke", "hydra.sweeper.control=int4"],
@@ -64,6 +64,22 @@ WRONG = {
     "seeds that are none": (
         ["+sweep=seeds3", "hydra.sweeper.seeds=[1,1]"],
         "hydra.sweeper.seeds=[1, 1]: must be different",
+    ),
+    "two names for one run": (["hydra.mode=MULTIRUN", "launch.threads=1,2"], "are the same run"),
+    "two sweep files": (["hydra.mode=MULTIRUN", "+sweep=smoke,seeds3"], "one command runs one sweep file"),
+    "a sweep without plus": (["sweep=smoke"], "sweep has no default to change; add it, with +sweep=smoke"),
+    "another launcher": (
+        ["hydra.mode=MULTIRUN", "hydra/launcher=basic"],
+        "hydra/launcher=basic: cannot run these cells",
+    ),
+    "another sweeper": (["hydra.mode=MULTIRUN", "hydra/sweeper=basic"], "hydra/sweeper=basic: cannot run these cells"),
+    "a row with several values": (
+        ["+sweep=smoke", "hydra.sweeper.rows.int8=['model.dim=32,64']"],
+        "model.dim=32,64 has several values, and a row is one cell",
+    ),
+    "a row with blanks": (
+        ["+sweep=smoke", "hydra.sweeper.rows.int8=\"data.path='a b'\""],
+        "write a list where values hold blanks",
     ),
     "one label for all rows": (["+sweep=smoke", "label=x"], "label=x: the rows of a sweep name its runs; leave it out"),
     "a sweep with two policies": (

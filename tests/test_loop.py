@@ -228,7 +228,7 @@ def test_a_second_process_on_one_run_is_refused(job: Callable[..., Job]) -> None
     one = job("budget.max_steps=3000", "log.every_steps=1")
     worker = one.start()
     one.wait_for_step(worker, 2)
-    assert "another process is at work on this run" in one.go(code=1)
+    assert "is at work here; wait for it or stop it" in one.go(code=1)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate()
 
@@ -286,7 +286,7 @@ def test_a_run_at_work_is_not_redescribed(job: Callable[..., Job]) -> None:
     one = job("budget.max_steps=3000", "log.every_steps=1")
     worker = one.start()
     one.wait_for_step(worker, 2)
-    with pytest.raises(RunError, match="another process is at work"):
+    with pytest.raises(RunError, match="is at work here"):
         job("budget.max_steps=3000", "log.every_steps=5")
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate()

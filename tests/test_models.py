@@ -244,3 +244,16 @@ def test_optimizer_names_override_roles_and_must_fit(toy: Callable[..., Run]) ->
     config.names = {"*.nope": "scalars"}
     with pytest.raises(ValueError, match=r"optimizer\.names\.\*\.nope: fits no parameter"):
         config.assign(run.model.build_on_meta())
+
+
+def test_swiglu_is_its_formula_at_the_parameters_of_the_ungated_mlp() -> None:
+    full = ["track=h100x8", "experiment=pr584_baseline"]
+    relu2, swiglu = (compose([*full, f"model/mlp={part}", "model.mlp.expand=3.0"]) for part in ("relu2", "swiglu"))
+    counts = [sum(p.numel() for p in run.model.build_on_meta().parameters()) for run in (relu2, swiglu)]
+    assert counts[0] == counts[1]
+    mlp = compose(["track=tiny", "model/mlp=swiglu"]).model.build().stack.blocks[0].mlp
+    nn.init.normal_(mlp.down.weight)
+    h_BTD = torch.randn(2, 3, 96)
+    gate, up = h_BTD @ mlp.gate.weight.T, h_BTD @ mlp.up.weight.T
+    expected = (gate * torch.sigmoid(gate) * up) @ mlp.down.weight.T
+    torch.testing.assert_close(mlp(h_BTD), expected)

@@ -1,5 +1,6 @@
 """Who watches a sweep run: STATUS.md in its folder, a live table on a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ LINE_SECONDS = 60.0  # a plain line on each run so often
 
 
 class Board:
-    """A watcher of the scheduler. A full disk costs STATUS.md its freshness, never the sweep."""
+    """A watcher of the scheduler. What cannot be written (disk full, terminal gone) is not seen; the sweep goes on."""
 
     def __init__(self, folder: Path, plan: Plan, tasks: Sequence[Task], slots: int):
         self.file, self.plan, self.tasks, self.slots = folder / "STATUS.md", plan, tasks, slots
@@ -50,13 +51,15 @@ class Board:
         self._write()
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        with contextlib.suppress(OSError):
+            self.console.print(text, markup=False)
 
     def tick(self) -> None:
         now = time.monotonic()
         if now - self.looked >= LOOK_SECONDS and self.live:
             self.looked = now
-            self.live.update(self._running(), refresh=True)
+            with contextlib.suppress(OSError):
+                self.live.update(self._running(), refresh=True)
         if now - self.told >= LINE_SECONDS and not self.live:
             self.told = now
             for task in self.tasks:

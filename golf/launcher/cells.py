@@ -68,13 +68,13 @@ def _check_together(cells: Sequence[Cell]) -> None:
             value, other = getattr(cell.run.launch, key), getattr(first.launch, key)
             if value != other:
                 raise UserError(f"launch.{key}={value}: one sweep has one; the first cell has {other}")
-    seen: dict[tuple[str, str], Cell] = {}
+    seen: dict[str, Cell] = {}
     for cell in cells:
-        twin = seen.setdefault((cell.run.label, fingerprint(cell.run, repr(plain(cell.run.data)))), cell)
+        twin = seen.setdefault(fingerprint(cell.run, repr(plain(cell.run.data))), cell)
         if twin is not cell:
             raise UserError(
-                f"two cells are the same run: {' '.join(twin.overrides)} and {' '.join(cell.overrides)}; "
-                f"take one out, or give each a label"
+                f"{twin.name} and {cell.name} are the same run: nothing that is left of their overrides makes a "
+                f"difference to what is trained; take one out ({' '.join(cell.overrides)})"
             )
 
 

@@ -12,6 +12,8 @@ from golf.errors import UserError
 
 # Keys that no sweep is named after.
 NAMELESS = (NOT_IDENTITY - {"track", "scale", "label"}) | {"seed", "sweep", "hydra"}
+NOT_IN_ROWS = ("seed", "label", "sweep_label", "sweep", "hydra")  # a sweep decides these
+WORDS = ("null", "true", "false", "inf", "nan")  # more than names to Hydra
 LONGEST = 80
 ROW_NAME = r"\w[\w.+-]{0,59}"
 
@@ -42,6 +44,10 @@ class Plan:
         for name in self.rows:
             if not re.fullmatch(ROW_NAME, name):
                 raise UserError(f"{at}.rows.{name}: names a folder; use at most 60 letters, digits and . _ + -")
+        for name, line in self.rows.items():
+            for override in line:
+                if re.split(r"[./@]", key_of(override))[0] in NOT_IN_ROWS:
+                    raise UserError(f"{at}.rows.{name}: {override} is the sweep's to set; leave it out of the row")
         if self.control is not None and self.control not in self.rows:
             raise UserError(f"{at}.control={self.control}: not a row; use one of {', '.join(self.rows) or '(no rows)'}")
         for seed, count in Counter(self.seeds).items():
@@ -54,6 +60,16 @@ def key_of(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~")
 
 
+def value_of(override: str) -> str:
+    """`label='1e5'` -> 1e5."""
+    return override.split("=", 1)[1].strip("'\"")
+
+
+def quoted(name: str) -> str:
+    """As Hydra takes it for a text and not for a number, null or true."""
+    return name if re.fullmatch(r"[A-Za-z_][\w-]*", name) and name.lower() not in WORDS else f"'{name}'"
+
+
 def says_what(key: str) -> bool:
     """Whether a key says what is run; not under which seed or name, where, and how watched."""
     return re.split(r"[./@]", key)[0] not in NAMELESS
@@ -63,7 +79,7 @@ def expand(plan: Plan, axes: Sequence[Axis]) -> list[list[str]]:
     """The overrides of every cell, each with its label. The command line wins over rows and over registered seeds.
 
     Seeds vary slowest: every row has its first score before any has its second. Raises UserError where the command
-    line leaves two rows the same, or gives all rows one label.
+    line gives all rows one label.
     """
     by_key = {axis.key: axis for axis in axes}
     if plan.rows and "label" in by_key:
@@ -71,8 +87,7 @@ def expand(plan: Plan, axes: Sequence[Axis]) -> list[list[str]]:
     seeds = by_key["seed"].options if "seed" in by_key else tuple(f"seed={seed}" for seed in plan.seeds)
     others = [axis for axis in axes if axis.key not in ("seed", "label")]
     rows = {name: [o for o in line if key_of(o) not in by_key] for name, line in plan.rows.items()} or {"": []}
-    _refuse_same(plan, rows, by_key)
-    bases = [slug(option) for option in by_key["label"].options] if "label" in by_key else list(rows)
+    bases = [value_of(option) for option in by_key["label"].options] if "label" in by_key else list(rows)
     combos = list(itertools.product(*(axis.options for axis in others)))
     swept = [index for index, axis in enumerate(others) if axis.swept]
     names = _distinct([(base, *(combo[index] for index in swept)) for base in bases for combo in combos])
@@ -81,19 +96,9 @@ def expand(plan: Plan, axes: Sequence[Axis]) -> list[list[str]]:
         for base in bases:
             for combo in combos:
                 name = names[(base, *(combo[index] for index in swept))]
-                label = [f"label={name}"] if name else []
+                label = [f"label={quoted(name)}"] if name else []
                 cells.append([*rows.get(base, []), *label, *([seed] if seed else []), *combo])
     return cells
-
-
-def _refuse_same(plan: Plan, rows: Mapping[str, Sequence[str]], by_key: Mapping[str, Axis]) -> None:
-    first: dict[frozenset[str], str] = {}
-    for name, line in rows.items():
-        twin = first.setdefault(frozenset(line), name)
-        if twin != name:
-            taken = sorted({key_of(o) for row in (twin, name) for o in plan.rows[row]} & by_key.keys())
-            given = " ".join(by_key[key].options[0] for key in taken) or f"hydra.sweeper.rows.{name}"
-            raise UserError(f"{given}: makes the rows {twin} and {name} of this sweep the same; leave it out")
 
 
 def _distinct(parts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
@@ -104,11 +109,10 @@ def _distinct(parts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
 
 
 def slug(override: str) -> str:
-    """model=swiglu -> swiglu, model.dim=64 -> dim_64: an override as part of a folder's name."""
-    key, _, value = override.partition("=")
-    named = re.match(r"[A-Za-z]", value) and value not in ("true", "false", "null")
-    last = re.split(r"[./@]", key.lstrip("+~"))[-1]
-    text = (value if named else f"{last}_{value}").replace(",", "+")
+    """model=swiglu -> swiglu, model.dim=64 -> model.dim_64: an override as part of a folder's name."""
+    key, _, value = override.lstrip("+~").partition("=")
+    chosen = re.fullmatch(r"\w+", key) and re.match(r"[A-Za-z]", value) and value not in ("true", "false", "null")
+    text = (value if chosen else f"{key}_{value}").replace(",", "+")
     return re.sub(r"(_|[^\w.+-])+", "_", text).strip("_")
 
 

@@ -1,5 +1,6 @@
 """From a typed run to a run folder and the command that works in it; a lone run and a sweep's cell are the same."""
 
+import math
 import os
 import re
 import signal
@@ -10,12 +11,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from golf.config import Run, fingerprint
+from golf.config import Run, fingerprint, identity
 from golf.errors import RunError
 from golf.launcher.processes import ATTEMPT, bound_to
 from golf.launcher.slots import Slot
 from golf.nodes import plain
-from golf.rundir import ROOT, RunDir, choose_folder, make_folder
+from golf.rundir import ROOT, RunDir, choose_folder, make_folder, read_json
 from golf.tokens.prepare import Prepared
 
 TAIL_LINES = 15
@@ -30,19 +31,14 @@ def folder_of(run: Run, prepared: Prepared, outputs: Path) -> RunDir:
     return choose_folder(outputs, run.sweep_label, run.label, run.seed, digest, rerun=run.rerun)
 
 
-def open_run(
-    run: Run, prepared: Prepared, outputs: Path, command: list[str], *, wait_seconds: float = 0.0
-) -> tuple[RunDir, dict[str, Any] | None]:
-    """The run's folder, made or found, and its result where it is finished already.
-
-    RunError where another process is at work in it and is so still after wait_seconds.
-    """
+def open_run(run: Run, prepared: Prepared, outputs: Path, command: list[str]) -> tuple[RunDir, dict[str, Any] | None]:
+    """The run's folder, made or found, and its result where it is finished. BusyError where another process has it."""
     digest = fingerprint(run, prepared.digest)
     folder = folder_of(run, prepared, outputs)
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.lock(wait_seconds):
-        finished = folder.finished()
-        if finished is not None and finished["fingerprint"] != digest:
+    with folder.lock():
+        finished, before = folder.finished(), read_json(folder.config)
+        if isinstance(before, dict) and before.get("fingerprint") != digest:
             raise RunError(f"{folder.path}: holds another run whose hash begins alike; give this one another label")
         if finished is None:
             node = plain(run)
@@ -51,6 +47,7 @@ def open_run(
                 "prepared": {"folder": str(prepared.folder), "digest": prepared.digest},
                 "fingerprint": digest,
                 "config_hash": fingerprint(run, prepared.digest, with_seed=False),
+                "identity": identity(run, prepared.digest),
             }
             make_folder(folder, config, OmegaConf.to_yaml(OmegaConf.create(node)), command)
             folder.set_status("starting")  # so that what an earlier attempt said is not taken for this one's word
@@ -63,6 +60,7 @@ def worker_command(run: Run, folder: RunDir, slot: Slot) -> tuple[list[str], dic
     environment = os.environ | slot.environment(run)
     if run.launch.nproc == 1:
         return [sys.executable, *worker], environment
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(math.ceil(run.launch.grace_seconds))  # else it is 30
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.launch.nproc}"]
     return [sys.executable, *torchrun, *worker], environment
 

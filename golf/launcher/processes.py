@@ -22,6 +22,22 @@ def die_with_parent(signum: int) -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signum)
 
 
+def die_with_torchrun(run_folder: str) -> None:
+    """In a rank, first of all: be killed when torchrun dies, and go at once where it is dead already (Linux).
+
+    torchrun's own command line ends with the worker's arguments, so a parent without run_folder is another process.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or _LIBC is None:
+        return
+    die_with_parent(signal.SIGKILL)
+    try:
+        line = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        line = b""
+    if os.fsencode(run_folder) not in line.split(b"\0"):
+        os._exit(1)
+
+
 def bound_to(parent: int) -> Callable[[], None]:
     """What a child does between fork and exec: SIGTERM (save and stop) when process `parent` dies."""
 

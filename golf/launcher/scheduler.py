@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from golf.config import Launch, Run
-from golf.errors import RunError
+from golf.config import Launch, Run, fingerprint
+from golf.errors import BusyError, RunError
 from golf.launcher import jobs
 from golf.launcher.processes import Process
 from golf.launcher.slots import Pool, Slot, devices_needed
@@ -18,7 +18,7 @@ from golf.rundir import RunDir
 from golf.tokens.prepare import Prepared
 
 POLL_SECONDS = 0.1
-LOCK_SECONDS = 5.0  # how long a folder may stay held by ranks of an attempt that was just killed
+BUSY_SECONDS = 1.0  # until a folder that another process holds is tried again
 BAD_INPUT = 2  # the worker's exit code for what no retry mends
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -27,7 +27,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Task:
     """One cell on its way. state: waiting, running, done, skipped (finished before), failed or stopped.
 
-    seconds: wall time of all its attempts here; result: its result.json, once it has one.
+    seconds: wall time of all its attempts here; result: its result.json, once it has one; not_before, busy_since: when
+    its folder, held by another process, is tried again, and was first found so (monotonic seconds).
     """
 
     run: Run
@@ -40,6 +41,12 @@ class Task:
     attempts: int = 0
     seconds: float = 0.0
     result: dict[str, Any] | None = None
+    not_before: float = 0.0
+    busy_since: float | None = None
+
+    @property
+    def digest(self) -> str:
+        return fingerprint(self.run, self.prepared.digest)
 
     @property
     def name(self) -> str:
@@ -95,32 +102,50 @@ class Scheduler:
                 for attempt in list(self.attempts):
                     self._look_after(attempt)
                 self.watcher.tick()
-                time.sleep(POLL_SECONDS if self.attempts else 0)
+                time.sleep(POLL_SECONDS if self.attempts or self.waiting else 0)
         return self.signals > 0
 
     # ---------------------------------------------------------------- starting
 
     def _start_what_fits(self) -> None:
         """In order: a task that needs many devices is not overtaken for ever by those that need few."""
-        while self.waiting and not self.halted:
-            slot = self.pool.take(devices_needed(self.waiting[0].run))
+        while not self.halted and (task := self._next()) is not None:
+            slot = self.pool.take(devices_needed(task.run))
             if slot is None:
                 return
-            task = self.waiting.popleft()
+            self.waiting.remove(task)
             try:
                 started = self._start(task, slot)
-            except (RunError, OSError) as error:  # held by another process, disk full ...
+            except BusyError as error:
+                started = False
+                self._wait_for_folder(task, str(error))
+            except (RunError, OSError) as error:  # disk full ...
                 started = False
                 self._fail(task, f"could not be started: {error}", again=False)
             if not started:
                 self.pool.give(slot)
 
+    def _next(self) -> Task | None:
+        now = time.monotonic()
+        return next((task for task in self.waiting if task.not_before <= now), None)
+
+    def _wait_for_folder(self, task: Task, reason: str) -> None:
+        """A launcher that was killed leaves runs that still save: a held folder is tried again for grace_seconds."""
+        now = time.monotonic()
+        task.busy_since = task.busy_since or now
+        if now - task.busy_since > self.launch.grace_seconds:
+            self._fail(task, f"could not be started: {reason}", again=False)
+            return
+        task.not_before = now + BUSY_SECONDS
+        self.waiting.append(task)
+        if task.reason != reason:
+            self.watcher.note(f"{task.name}: waits, {reason}")
+            self._change(task, "waiting", reason)
+
     def _start(self, task: Task, slot: Slot) -> bool:
         """Open the folder and start the processes there; False where the run is finished already."""
         run, command = task.run, ["golf/train.py", "hydra.mode=RUN", *task.overrides]
-        task.folder, finished = jobs.open_run(
-            run, task.prepared, Path(run.outputs).resolve(), command, wait_seconds=LOCK_SECONDS
-        )
+        task.folder, finished = jobs.open_run(run, task.prepared, Path(run.outputs).resolve(), command)
         if finished is not None:
             task.result = finished
             self._change(task, "skipped")
@@ -158,17 +183,19 @@ class Scheduler:
         task.result = task.folder.finished()
         if task.result is not None:
             self._change(task, "done")
-        elif self.signals and attempt.stopping:
-            self._change(task, "stopped", reason_of(task, code))
+            return
+        reason, code = reason_of(task, code)
+        if self.signals and attempt.stopping:
+            self._change(task, "stopped", reason)
         else:
-            self._fail(task, attempt.stopping or reason_of(task, code), again=code != BAD_INPUT)
+            self._fail(task, attempt.stopping or reason, again=code != BAD_INPUT)
 
     def _fail(self, task: Task, reason: str, *, again: bool) -> None:
         task.log_tail = jobs.tail(task.console)
         if again and task.attempts <= self.launch.retries and not self.halted:
             self.watcher.note(f"{task.name}: {reason}; tried again ({task.attempts} of {self.launch.retries})")
             self.waiting.append(task)
-            self._change(task, "waiting")
+            self._change(task, "waiting", reason)
             return
         self._change(task, "failed", reason)
         if self.launch.on_failure == "stop" and not self.halted:
@@ -216,17 +243,18 @@ def _meaning(code: int) -> str:
     return f"ended with exit code {code} and without a word; the end of its log may tell"
 
 
-def reason_of(task: Task, code: int) -> str:
-    """One line on why an attempt left no result: the worker's own word, else what its exit code tells.
+def reason_of(task: Task, code: int) -> tuple[str, int]:
+    """(one line on why an attempt left no result, its rank's own exit code): by the worker's word, else by the code.
 
     Where the worker had no time for a word, its status.json gets this one.
     """
     status = task.folder.get_status()
     if status.get("state") in ("failed", "stopped"):
-        return str(status.get("message", status["state"]))
+        return str(status.get("message", status["state"])), int(status.get("code", code))
     died = jobs.rank_that_died(task.console) if code > 0 and task.run.launch.nproc > 1 else None
     if died:
-        reason = f"rank {died[0]} {_meaning(died[1])}"
+        rank, code = died
+        reason = f"rank {rank} {_meaning(code)}"
     elif code == 0:
         reason = "ended without an error and without a readable result.json"
     else:
@@ -235,4 +263,4 @@ def reason_of(task: Task, code: int) -> str:
         task.folder.set_status("failed", step=status.get("step"), code=code, message=reason)
     except OSError as error:
         reason += f" (status.json cannot be written: {error.strerror})"
-    return reason
+    return reason, code

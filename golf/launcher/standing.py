@@ -62,7 +62,7 @@ def _last_logged(folder: RunDir) -> dict[str, Any]:
     for line in reversed(lines):
         with contextlib.suppress(ValueError):  # a line that a kill or the seek cut
             record = json.loads(line)
-            last = record | last
+            last = (record if isinstance(record, dict) else {}) | last
             if "val_bpb" in last:
                 break
     return last

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from golf.launcher.cells import Cell, find, prepare
 from golf.launcher.grid import Plan
 from golf.launcher.scheduler import Scheduler, Task
 from golf.launcher.slots import pool_for
-from golf.rundir import read_json, write_json
+from golf.rundir import RunDir, read_json, write_json
 from golf.tokens.prepare import Prepared
 
 SCHEMA = 1
@@ -58,14 +59,19 @@ def launch(cells: Sequence[Cell], plan: Plan) -> list[Outcome]:
     with _held(folder):
         tasks = [_task(cell, prepared) for cell, prepared in zip(cells, ready, strict=True)]
         register(folder, plan, tasks)
+        for task in tasks:
+            task.result = task.folder.finished()
+            task.state = "waiting" if task.result is None else "skipped"
         with Board(folder, plan, tasks, pool.slots) as board:
-            stopped = Scheduler(tasks, pool, run.launch, board).run()
+            to_do = [task for task in tasks if task.state == "waiting"]
+            stopped = Scheduler(to_do, pool, run.launch, board).run()
         tables.show_end(tasks, folder)
     print(_last_line(tasks))
     if other := _other_code(tasks):
         print(f"note: {other} of them made by other code (git commit or diff) than what stands here")
     if stopped:
-        raise StoppedError("the sweep was stopped; the same command goes on with it")
+        again = "the same command without rerun=true" if run.rerun else "the same command"
+        raise StoppedError(f"the sweep was stopped; {again} goes on with it")
     return [_outcome(task) for task in tasks]
 
 
@@ -87,19 +93,26 @@ def _task(cell: Cell, prepared: Prepared) -> Task:
 
 
 def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
-    """sweep.json: the question, control, registered seeds, and every cell that this folder was ever asked for."""
+    """sweep.json: the question, control, registered seeds, and every cell that this folder was ever asked for.
+
+    Seeds stay as they were first written once any cell has a result: seeds added later are not registered ones.
+    """
     path = folder / "sweep.json"
-    before = read_json(path)
-    cells = before["cells"] if isinstance(before, dict) and isinstance(before.get("cells"), dict) else {}
+    found = read_json(path)
+    before = found if isinstance(found, dict) and isinstance(found.get("cells"), dict) else {"cells": {}}
+    seeds, since = list(plan.seeds), time.strftime("%Y-%m-%d %H:%M:%S")
+    if any(RunDir(folder / name).finished() for name in before["cells"]):
+        seeds, since = before["seeds"], before["registered"]
+    cells = before["cells"]
     for task in tasks:
         cells[task.folder.path.name] = {
             "row": task.run.label,
             "seed": task.run.seed,
             "overrides": task.overrides,
-            "fingerprint": fingerprint(task.run, task.prepared.digest),
+            "fingerprint": task.digest,
             "config_hash": fingerprint(task.run, task.prepared.digest, with_seed=False),
         }
-    said = {"purpose": plan.purpose, "control": plan.control, "seeds": list(plan.seeds)}
+    said = {"purpose": plan.purpose, "control": plan.control, "seeds": seeds, "registered": since}
     rows = {name: list(line) for name, line in plan.rows.items()}
     write_json(path, {"schema": SCHEMA, "label": folder.name, **said, "rows": rows, "cells": cells})
 
@@ -110,7 +123,7 @@ def _held(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(f"{folder}: another launcher is at work here; launch.status=true shows it") from None
         yield
 

@@ -37,7 +37,7 @@ def figures(analysis: Analysis) -> dict[str, str]:
     drawn = {f"Score: each seed, mean and 95 % interval ({n})": by_row(lines, "bits per byte", _scores)}
     compared = [line for line in lines if line.difference is not None]
     if compared:
-        caption = f"Against the control {analysis.sweep.control}: Welch's 95 % interval ({n}); left is better"
+        caption = f"Difference from {analysis.sweep.control}: Welch's 95 % interval ({n}); left is better"
         label = "difference, bits per byte"
         drawn[caption] = by_row(compared, label, lambda axes, some: _deltas(axes, some, analysis))
     gap, step = f"Quantisation gap: each seed ({n})", f"Time of a step: each seed ({n})"
@@ -69,7 +69,7 @@ def _by_row(lines: Sequence[Line], colours: dict[str, str], label: str, draw: Ca
 def _dots(ax: Axes, lines: Sequence[Line], key: str) -> None:
     for place, line in enumerate(lines):
         values = line.row.values(key)
-        ax.plot(values, [place] * len(values), "o", markersize=6, alpha=0.75, markeredgewidth=0)
+        ax.plot(values, [place] * len(values), "o", markersize=7, alpha=0.8, markeredgewidth=0, zorder=3)
     if key == "quant_gap_bpb":
         ax.axvline(0, color=MUTED, linewidth=1)
 
@@ -128,16 +128,23 @@ def _curves(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, str]:
     traces = [(name, curve(folder, "loss")) for name, folder in runs]
     if not any(len(trace) > 1 for _, trace in traces):
         return {}
-    late = [point[2] for _, trace in traces for point in trace[len(trace) // 10 :]]  # the rest would flatten these
+    smooth = [_smooth([point[2] for point in trace]) for _, trace in traces]
+    late = [value for values in smooth for value in values[len(values) // 5 :]]  # the rest would flatten these
     drawn = {}
     for column, label in enumerate(("step", "seconds of training")):
 
         def fill(ax: Axes, column: int = column, label: str = label) -> None:
             named: set[str] = set()
-            for name, trace in traces:
-                xs, ys = [point[column] for point in trace], _smooth([point[2] for point in trace])
+            for (name, trace), values in zip(traces, smooth, strict=True):
                 once = None if name in named else _short(name)
-                ax.plot(xs, ys, color=colours[name], linewidth=1.2, alpha=0.8, label=once)
+                ax.plot(
+                    [point[column] for point in trace],
+                    values,
+                    color=colours[name],
+                    linewidth=1.2,
+                    alpha=0.8,
+                    label=once,
+                )
                 named.add(name)
             caps = {line.row.config.get("budget.max_seconds") for line in lines} if column == 1 else set()
             for cap in filter(None, caps):
@@ -177,8 +184,8 @@ def _pareto(lines: Sequence[Line], colours: dict[str, str]) -> str:
         ax.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
         for name, (x, y) in points.items():
             ax.plot([x], [y], "o", color=colours[name], markersize=8)
-            ax.annotate(_short(name), (x, y), (0, 8), textcoords="offset points", ha="center", color=INK, fontsize=8)
-        ax.margins(0.18)
+            ax.annotate(_short(name), (x, y), (8, 0), textcoords="offset points", va="center", color=INK, fontsize=8)
+        ax.margins(0.3, 0.15)
         ax.set_xlabel("million bytes, code and artifact")
         ax.set_ylabel("bits per byte")
         ax.grid(color=GRID, linewidth=0.8)

@@ -26,7 +26,9 @@ class Grid:
 
 def number(value: float | None, digits: int = 4, sign: bool = False) -> str:
     """A number as text; a dash where there is none."""
-    return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # adding 0.0 makes -0.0 plain
 
 
 def p_text(value: float | None) -> str:

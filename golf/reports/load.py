@@ -53,13 +53,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """A folder of runs. purpose, control, seeds (registered): from sweep.json, empty where there is none."""
+    """A folder of runs. purpose, control, seeds (registered): from sweep.json, empty where there is none.
+
+    tracker: W&B's (project, entity) where every run was tracked there, and in one place.
+    """
 
     folder: Path
     purpose: str | None
     control: str | None
     seeds: list[int]
     rows: dict[str, Row]
+    tracker: tuple[str, str | None] | None
 
     @property
     def label(self) -> str:
@@ -77,10 +81,13 @@ def load(folder: Path, control: str | None = None) -> Sweep:
     found = read_json(folder / "sweep.json")
     said: dict[str, Any] = found if isinstance(found, dict) else {}
     by_label: dict[str, list[RunDir]] = defaultdict(list)
+    trackers = set()
     for path in sorted(folder.iterdir()):
         node = read_json(path / "config.json") if path.is_dir() else None
         if isinstance(node, dict) and "run" in node:
             by_label[node["run"]["label"]].append(RunDir(path))
+            log = node["run"]["log"]
+            trackers.add((log["project"], log["entity"]) if "project" in log else None)
     if not by_label:
         raise UserError(f"{folder}: holds no run folders; give the folder of a sweep, such as outputs/smoke")
     order = [name for name in said.get("rows", {}) if name in by_label]
@@ -93,6 +100,7 @@ def load(folder: Path, control: str | None = None) -> Sweep:
         control=control or said.get("control"),
         seeds=list(said.get("seeds", [])),
         rows=rows,
+        tracker=trackers.pop() if len(trackers) == 1 else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -23,7 +24,7 @@ class GolfLauncher(Launcher):
 
         cells = collect([list(overrides) for overrides in job_overrides], self._run_of)
         try:
-            outcomes = sweep.launch(cells, plan_of(self.config.hydra.sweeper))
+            outcomes = sweep.launch(cells, plan_of(self.config))
         except (TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -50,5 +51,6 @@ class GolfLauncher(Launcher):
             OmegaConf.set_struct(config, False)
             choices = dict(config.hydra.runtime.choices)
             del config["hydra"]
-            config.merge_with_dotlist(seed)
+            for override in OverridesParser.create().parse_overrides(seed):
+                config.seed = override.value()
             return run_of(config, choices)

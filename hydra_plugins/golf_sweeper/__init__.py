@@ -6,6 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -24,37 +25,52 @@ class GolfSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from golf.errors import RunError
+        from golf.errors import RunError, UserError
         from golf.launcher.grid import expand, sweep_label
 
-        plan = plan_of(self.config.hydra.sweeper)
+        plan = plan_of(self.config)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         axes = [_axis(override) for override in parser.parse_overrides(arguments)]
+        if swept := [axis for axis in axes if axis.key == "sweep" and axis.swept]:
+            raise UserError(f"{' '.join(swept[0].options)}: one command runs one sweep file; start them one by one")
         cells = expand(plan, axes)
         if not any(axis.key == "sweep_label" for axis in axes):
             name = self.config.hydra.runtime.choices.get("sweep")
-            cells = [[*cell, f"sweep_label={sweep_label(name, axes)}"] for cell in cells]
+            cells = [[*cell, f"sweep_label='{sweep_label(name, axes)}'"] for cell in cells]
         returns = self.launcher.launch(cells, 0)
-        failed = sum(job.status != JobStatus.COMPLETED for job in returns)
-        if failed:
-            raise RunError(f"{failed} of {len(cells)} runs failed; the same command tries only those again")
+        if bad := sum(job.status != JobStatus.COMPLETED for job in returns):
+            raise RunError(f"{bad} of {len(cells)} runs have no result; the same command does what is missing")
         return returns
 
 
-def plan_of(node: DictConfig) -> Any:
-    """The Plan in a sweep file's `hydra.sweeper`. UserError where it is no such thing."""
+def plan_of(config: DictConfig) -> Any:
+    """The Plan of a master configuration. UserError where its `hydra.sweeper` is none."""
     from golf.errors import UserError
     from golf.launcher.grid import Plan
 
-    fields: Any = OmegaConf.to_container(node, resolve=True)
+    fields: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)  # rows are resolved in their cells
     for key, kind in (("rows", dict), ("seeds", list)):
         if not isinstance(fields[key], kind):
             raise UserError(f"hydra.sweeper.{key}={fields[key]!r}: must be a {kind.__name__}")
-    rows = {str(name): line.split() if isinstance(line, str) else line for name, line in fields["rows"].items()}
-    for name, line in rows.items():
-        if not isinstance(line, list) or not all(isinstance(override, str) for override in line):
-            raise UserError(f"hydra.sweeper.rows.{name}={line!r}: must be overrides, as key=value key=value")
+    rows = {str(name): _row(str(name), line) for name, line in fields["rows"].items()}
     return Plan(fields["purpose"], fields["control"], tuple(fields["seeds"]), rows)
+
+
+def _row(name: str, line: Any) -> list[str]:
+    """A row's overrides: a text of them, or a list where one holds blanks; null and [] are a row without any."""
+    from golf.errors import UserError
+
+    at = f"hydra.sweeper.rows.{name}={line!r}"
+    overrides = [] if line is None else line.split() if isinstance(line, str) else line
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise UserError(f"{at}: must be overrides, as key=value key=value, or a list of them")
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        raise UserError(f"{at}: cannot be read as key=value key=value; write a list where values hold blanks") from None
+    if several := [override.input_line for override in parsed if override.is_sweep_override()]:
+        raise UserError(f"{at}: {several[0]} has several values, and a row is one cell; write a row for each")
+    return overrides
 
 
 def _axis(override: Override) -> Any:

@@ -7,6 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+BEGUN = time.time()
+ODD = {
+    "garbage": '{"status": "done", "val_b',
+    "no_result": '{"status": "done", "val_bpb": NaN, "fingerprint": "?"}',
+    "half_a_result": '{"status": "done", "val_bpb": 1.5, "fingerprint": "x"}',
+}
+
 
 def write_result(folder: Path, config: dict) -> None:
     result = {
@@ -20,7 +27,12 @@ def write_result(folder: Path, config: dict) -> None:
         "cap_bytes": 2000,
         "fits": True,
         "steps": 6,
-        "environment": {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ["OMP_NUM_THREADS"]},
+        "environment": {
+            "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "threads": os.environ["OMP_NUM_THREADS"],
+            "from": BEGUN,
+            "to": time.time(),
+        },
     }
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -29,6 +41,8 @@ def main() -> int:
     folder = Path(sys.argv[1])
     config = json.loads((folder / "config.json").read_text())
     rank = os.environ.get("RANK", "0")
+    if config["run"]["label"] == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with open(folder.parent / "starts.txt", "a") as file:
         file.write(f"{config['run']['label']} {rank} {time.time()}\n")
     behaviour = "ok" if (folder.parent / "mended").exists() else config["run"]["label"]
@@ -42,7 +56,6 @@ def main() -> int:
     if behaviour == "rank_exits_7" and rank == "1":
         sys.exit(7)
     if behaviour == "hang":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(1000)
     if behaviour in ("slow", "slow2", "rank_killed", "rank_exits_7"):
         time.sleep(1000)
@@ -52,12 +65,17 @@ def main() -> int:
         return 1
     if behaviour == "bad_input":
         return 2
-    if behaviour == "garbage":
-        (folder / "result.json").write_text('{"status": "done", "val_b')
+    if behaviour in ODD:
+        (folder / "result.json").write_text(ODD[behaviour])
         return 0
-    if behaviour == "no_result":
-        (folder / "result.json").write_text('{"status": "done", "val_bpb": NaN, "fingerprint": "?"}')
+    if behaviour == "foreign_result":
+        write_result(folder, config | {"fingerprint": "of another run"})
         return 0
+    if behaviour == "odd_metrics":
+        (folder / "metrics.jsonl").write_text('7\n[1]\n{"step": 3}\nnull\n')
+        (folder / "status.json").write_text('{"state": "running"}')
+        time.sleep(1.5)
+        return 1
     if behaviour == "flaky" and (folder.parent / "starts.txt").read_text().count("flaky") == 1:
         sys.exit(1)
     time.sleep(0.3 if behaviour == "takes_a_while" else 0)

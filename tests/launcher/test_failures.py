@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from golf import rundir
 from golf.config import Run
 from golf.errors import RunError, StoppedError, UserError
-from golf.launcher import jobs, scheduler, sweep
+from golf.launcher import board, jobs, scheduler, sweep
 from golf.launcher.cells import Cell
 from golf.launcher.grid import Plan
 from golf.launcher.slots import Slot
@@ -30,9 +31,12 @@ MATRIX = {
     "exit3": ("ended with exit code 3 and without a word", {}),
     "sigkill": ("killed by SIGKILL", {}),
     "oom": ("killed by SIGKILL (by the kernel, when memory runs out)", {}),
-    "hang": ("timed out after 1 s (launch.timeout_seconds)", {"timeout_seconds": 1.0, "grace_seconds": 0.5}),
+    "hang": ("timed out after 5 s (launch.timeout_seconds)", {"timeout_seconds": 5.0, "grace_seconds": 0.5}),
     "garbage": ("without a readable result.json", {}),
     "no_result": ("without a readable result.json", {}),
+    "half_a_result": ("without a readable result.json", {}),
+    "foreign_result": ("without a readable result.json", {}),
+    "odd_metrics": ("ended with exit code 1", {}),
     "disk_full": ("disk full at step 3; free some space", {}),
     "rank_killed": ("rank 1 killed by SIGKILL", {"nproc": 2}),
     "rank_exits_7": ("rank 1 ended with exit code 7", {"nproc": 2}),
@@ -113,18 +117,22 @@ def test_one_cell_fails_the_others_stand(label: str, go: Sweep, outputs: Path, c
     assert set(starts(outputs)) == {label}, "only what was missing runs again"
 
 
+@pytest.mark.parametrize("moment", ["imports", "trains"])
 def test_torchrun_killed_leaves_no_rank(
-    toy: Callable[..., Run], outputs: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, toy: Callable[..., Run], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With real workers: SIGKILL of torchrun itself is one failed row, its ranks die with it, and the rest goes on."""
     base = toy(f"outputs={outputs}", "sweep_label=table", "launch.slots=1", "budget.max_steps=100000", "launch.nproc=2")
-    short = dataclasses.replace(base, label="short", budget=dataclasses.replace(base.budget, max_steps=4))
+    budget, launch = (dataclasses.replace(base.budget, max_steps=4), dataclasses.replace(base.launch, nproc=1))
+    short = dataclasses.replace(base, label="short", seed=2, budget=budget, launch=launch)
     killed = []
 
     class Killer(scheduler.Scheduler):
         def _look_after(self, attempt: scheduler.Attempt) -> None:
             metrics = attempt.task.folder.metrics
-            if not killed and metrics.exists() and '"step": 4,' in metrics.read_text():
+            ranks = len([line for line in processes_in(outputs) if "torch.distributed" not in line])
+            trains = metrics.exists() and '"step": 4,' in metrics.read_text()
+            if not killed and attempt.task.run.launch.nproc == 2 and (trains if moment == "trains" else ranks == 2):
                 killed.append(os.kill(attempt.process.child.pid, signal.SIGKILL))
             super()._look_after(attempt)
 
@@ -195,8 +203,10 @@ def test_a_second_signal_kills_what_will_not_stop(go: Sweep, outputs: Path) -> N
     sender = f"import os, pathlib, time\nwhile not pathlib.Path({str(outputs / 'table' / 'starts.txt')!r}).exists():"
     sender += f" time.sleep(0.05)\ntime.sleep(0.5)\nfor i in range(2): os.kill({os.getpid()}, 15); time.sleep(0.5)"
     helper = subprocess.Popen([sys.executable, "-c", sender])
+    begun = time.monotonic()
     with pytest.raises(StoppedError):
-        go("hang", grace_seconds=1000.0)
+        go("hang", grace_seconds=120.0)
+    assert time.monotonic() - begun < 60, "it was not the end of its grace"
     helper.wait()
     assert processes_in(outputs) == []
 
@@ -211,12 +221,59 @@ def test_a_sweep_belongs_to_one_launcher(go: Sweep, outputs: Path) -> None:
 def test_a_cell_at_work_elsewhere_fails_alone(
     go: Sweep, outputs: Path, monkeypatch: pytest.MonkeyPatch, toy: Callable[..., Run]
 ) -> None:
-    monkeypatch.setattr(scheduler, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(scheduler, "BUSY_SECONDS", 0.1)
     go("exit3", "ok-b")
     (folder,) = (outputs / "table").glob("exit3-s1-*")
     with rundir.RunDir(folder).lock():
-        one, _ = go("exit3", "ok-b")
+        one, _ = go("exit3", "ok-b", grace_seconds=0.5)
     assert "is at work here; wait for it or stop it" in str(one.error) and starts(outputs).count("exit3") == 1
+
+
+def test_a_folder_that_a_dying_run_still_holds_is_waited_for(go: Sweep, outputs: Path) -> None:
+    go("exit3")
+    (folder,) = (outputs / "table").glob("exit3-s1-*")
+    (outputs / "table" / "mended").touch()
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{hold}; time.sleep(1.5)", str(folder / ".lock")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline()
+    assert go("exit3")[0].val_bpb == 2.001
+    holder.wait()
+
+
+def test_what_was_done_before_counts_also_when_a_sweep_stops_early(go: Sweep) -> None:
+    go("ok-a", "exit3", "ok-c", slots=1)
+    again = go("ok-a", "exit3", "ok-c", "ok-d", on_failure="stop", slots=1)
+    assert [outcome.val_bpb for outcome in again] == [2.001, None, 2.003, None]
+
+
+def test_a_terminal_that_is_gone_costs_no_run(go: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*what: object, **how: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(board.Console, "print", gone)
+    monkeypatch.setattr(sweep.tables, "show_end", lambda *a: None)
+    assert [outcome.val_bpb for outcome in go("ok-a", "ok-b")] == [2.001, 2.002]
+
+
+def test_bad_input_in_a_rank_is_not_tried_again(go: Sweep, outputs: Path) -> None:
+    (one,) = go("bad_input", nproc=2, retries=2)
+    assert one.error and len(starts(outputs)) <= 2, "two ranks, one attempt"
+
+
+def test_seeds_stay_registered_as_they_were_before_any_result(go: Sweep, outputs: Path) -> None:
+    path = outputs / "table" / "sweep.json"
+    path.parent.mkdir(parents=True)
+    go("exit3")
+    first = json.loads(path.read_text())
+    (outputs / "table" / "mended").touch()
+    path.write_text(json.dumps(first | {"seeds": [1, 2]}))
+    go("exit3")
+    assert json.loads(path.read_text())["seeds"] == [], "nothing had a result yet"
+    path.write_text(json.dumps(first | {"seeds": [1, 2]}))
+    go("exit3")
+    kept = json.loads(path.read_text())
+    assert kept["seeds"] == [1, 2] and kept["registered"] == first["registered"]
 
 
 def test_cells_get_devices_of_their_own(go: Sweep, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +281,14 @@ def test_cells_get_devices_of_their_own(go: Sweep, outputs: Path, monkeypatch: p
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     for room in ("golf.launcher.slots", "golf.launcher.scheduler"):
         monkeypatch.setattr(f"{room}.devices_needed", lambda run: run.launch.nproc)
-    go("ok-a", "ok-b", "ok-c", nproc=2)
-    taken = [json.loads(path.read_text())["environment"]["devices"] for path in outputs.rglob("result.json")]
-    assert set(taken) <= {"4,5", "6,7"} and len(taken) == 3
+    go("takes_a_while", "ok-b", "ok-c", nproc=2)
+    taken = sorted(
+        (found["devices"], found["from"], found["to"])
+        for found in (json.loads(path.read_text())["environment"] for path in outputs.rglob("result.json"))
+    )
+    assert len(taken) == 3 and {devices for devices, _, _ in taken} <= {"4,5", "6,7"}
+    for (ours, _, ends), (theirs, begins, _) in itertools.pairwise(taken):
+        assert ours != theirs or ends <= begins, "one device, two runs at once"
     with pytest.raises(
         UserError, match=r"launch.slots=3: 4 devices hold 2 run\(s\) of launch.nproc=2; try launch.slots=2"
     ):

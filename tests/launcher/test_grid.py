@@ -32,7 +32,7 @@ def test_every_row_has_its_first_seed_before_any_has_its_second() -> None:
 
 def test_a_grid_is_a_product_and_names_what_it_sweeps() -> None:
     got = cells(plan(), "seed=1,2", "model=baseline,swiglu", "model.dim=64,96", "track=tiny")
-    assert len(got) == 8 and got[0] == "label=baseline-dim_64 seed=1 model=baseline model.dim=64 track=tiny"
+    assert len(got) == 8 and got[0] == "label='baseline-model.dim_64' seed=1 model=baseline model.dim=64 track=tiny"
     assert [line.split()[1] for line in got] == ["seed=1"] * 4 + ["seed=2"] * 4
     assert len({line.split()[0] for line in got}) == 4, "seeds share the label of their row"
 
@@ -51,14 +51,14 @@ def test_the_command_line_wins_over_rows_and_registered_seeds() -> None:
 
 def test_rows_times_a_grid() -> None:
     got = cells(plan(rows={"a": ["quant=int6"]}, seeds=(1,)), "model.dim=32,64")
-    assert [line.split()[1] for line in got] == ["label=a-dim_32", "label=a-dim_64"]
+    assert [line.split()[1] for line in got] == ["label='a-model.dim_32'", "label='a-model.dim_64'"]
 
 
 def test_labels_never_merge_rows() -> None:
     got = cells(plan(), "data.path=/a/b,/a_b")
     assert len({line.split()[0] for line in got}) == 2
     long = cells(plan(), f"data.path={'x' * 200},{'x' * 201}")
-    labels = {line.split()[0].removeprefix("label=") for line in long}
+    labels = {line.split()[0].removeprefix("label=").strip("'") for line in long}
     assert len(labels) == 2 and max(map(len, labels)) <= LONGEST
 
 
@@ -66,12 +66,13 @@ def test_labels_never_merge_rows() -> None:
     "override, text",
     {
         "model=swiglu": "swiglu",
-        "model/mlp=relu2": "relu2",
-        "+model.dim=64": "dim_64",
-        "compute.compile=true": "compile_true",
-        "budget.max_seconds=1e-3": "max_seconds_1e-3",
-        "data.path=/a b/c": "path_a_b_c",
-        "a.b=[1,2]": "b_1+2",
+        "model/mlp=relu2": "model_mlp_relu2",
+        "+model.dim=64": "model.dim_64",
+        "average=null": "average_null",
+        "compute.compile=true": "compute.compile_true",
+        "optimizer.roles.matrix=adamw": "optimizer.roles.matrix_adamw",
+        "data.path=/a b/c": "data.path_a_b_c",
+        "a.b=[1,2]": "a.b_1+2",
     }.items(),
 )
 def test_overrides_as_names(override: str, text: str) -> None:
@@ -82,7 +83,7 @@ def test_a_sweeps_folder_is_named_after_what_is_run_and_nothing_else() -> None:
     quiet = [axis(text) for text in ("+sweep=x", "seed=1,2", "outputs=/o", "log=none", "launch.slots=2", "rerun=true")]
     assert sweep_label("x", quiet) == "x" and sweep_label(None, quiet) == "grid"
     assert sweep_label("x", [*quiet, axis("track=tiny")]) == "x-tiny"
-    assert sweep_label(None, [axis("model=a,b"), axis("model.dim=64")]) == "grid-a+b-dim_64"
+    assert sweep_label(None, [axis("model=a,b"), axis("model.dim=64")]) == "grid-a+b-model.dim_64"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,8 @@ def test_a_sweeps_folder_is_named_after_what_is_run_and_nothing_else() -> None:
         ({"seeds": (1.5,)}, "hydra.sweeper.seeds="),
         ({"seeds": (True,)}, "hydra.sweeper.seeds="),
         ({"rows": {"a/b": []}}, "hydra.sweeper.rows.a/b: names a folder"),
+        ({"rows": {"a": ["seed=3"]}}, "hydra.sweeper.rows.a: seed=3 is the sweep's to set"),
+        ({"rows": {"a": ["x=1", "label=b"]}}, "hydra.sweeper.rows.a: label=b is the sweep's to set"),
     ],
 )
 def test_wrong_sweep_files_are_named(fields: dict, message: str) -> None:
@@ -101,9 +104,13 @@ def test_wrong_sweep_files_are_named(fields: dict, message: str) -> None:
     assert str(wrong.value).startswith(message)
 
 
-def test_two_rows_that_are_one_are_refused() -> None:
-    rows = {"a": ["quant=int6"], "b": ["quant=int8"]}
-    with pytest.raises(UserError, match="quant=int4: makes the rows a and b of this sweep the same"):
-        cells(plan(rows=rows), "quant=int4")
-    with pytest.raises(UserError, match=r"hydra.sweeper.rows.b: makes the rows a and b"):
-        cells(plan(rows={"a": ["x=1"], "b": ["x=1"]}))
+def test_names_that_mean_more_to_hydra_are_quoted() -> None:
+    rows = {name: ["x=1"] for name in ("1e5", "null", "a.b", "plain")}
+    labels = [line.split()[1] for line in cells(plan(rows=rows))]
+    assert labels == ["label='1e5'", "label='null'", "label='a.b'", "label=plain"]
+    assert cells(plan(), "label='my__run_'") == ["label=my__run_"], "a name that was given stays as it is"
+
+
+def test_different_keys_never_share_a_folder() -> None:
+    one, two = (f"optimizer.groups.{group}.lr=0.1,0.2" for group in ("matrices", "embeddings"))
+    assert sweep_label(None, [axis(one)]) != sweep_label(None, [axis(two)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_plans_are_shown_once_a_row(door: Door, toy_folder: Path, tmp_path: Path
 
 def start(folder: Path, outputs: Path, *extra: str) -> subprocess.Popen:
     """A sweep of two toy seeds on two slots, as a command."""
-    toy = toy_overrides(folder, [f"outputs={outputs}", "budget.max_steps=150", "checkpoint.every_steps=20", *extra])
+    toy = toy_overrides(folder, [f"outputs={outputs}", "budget.max_steps=250", "checkpoint.every_steps=20", *extra])
     command = [sys.executable, str(ROOT / "golf" / "train.py"), "-m", *toy, "seed=1,2", "launch.slots=2"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -74,6 +75,15 @@ def start(folder: Path, outputs: Path, *extra: str) -> subprocess.Popen:
 
 def logged(outputs: Path, step: int) -> bool:
     return any(f'"step": {step},' in path.read_text() for path in outputs.rglob("metrics.jsonl"))
+
+
+def last_step(outputs: Path) -> int:
+    steps = [json.loads(line)["step"] for path in outputs.rglob("metrics.jsonl") for line in whole_lines(path)]
+    return max(steps, default=0)
+
+
+def whole_lines(path: Path) -> list[str]:
+    return path.read_text().split("\n")[:-1]
 
 
 def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
@@ -91,16 +101,17 @@ def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
     states = {json.loads(path.read_text())["state"] for path in rough.rglob("status.json")}
     assert states <= {"stopped", "done", "starting"}
 
+    reached = last_step(rough)
     stopped = start(toy_folder, rough)
-    wait_until(lambda: logged(rough, 100))
+    wait_until(lambda: last_step(rough) >= reached + 10)
     stopped.send_signal(signal.SIGINT)
     said = stopped.communicate(timeout=100)[0]
     assert stopped.returncode == 130 and processes_in(rough) == [], said
     assert "goes on from its checkpoint" in said and "saves and stops" in said
-    sweep = ["-m", *toy_overrides(toy_folder, [f"outputs={rough}", "budget.max_steps=150"]), "seed=1,2"]
+    sweep = ["-m", *toy_overrides(toy_folder, [f"outputs={rough}", "budget.max_steps=250"]), "seed=1,2"]
     sweep += ["launch.slots=2", "checkpoint.every_steps=20"]
     code, shown = door(*sweep, "launch.status=true")
-    assert code == 0 and "stopped" in shown and "of 150" in shown
+    assert code == 0 and "stopped" in shown and "of 250" in shown
 
     last = start(toy_folder, rough)
     said = last.communicate(timeout=200)[0]
@@ -117,7 +128,7 @@ def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
         assert scores[0] == scores[1]
     register = json.loads((calm / folders[0].parent / "sweep.json").read_text())
     assert set(register["cells"]) == {folder.name for folder in folders}
-    command = (calm / folders[0] / "command.txt").read_text().split()
+    command = shlex.split((calm / folders[0] / "command.txt").read_text())
     rest = [sys.executable, str(ROOT / "golf" / "train.py"), *command[1:]]
     lone = subprocess.run(rest, capture_output=True, text=True, timeout=100)
     assert lone.returncode == 0 and "finished before" in lone.stdout, "command.txt names this very run"

@@ -246,6 +246,16 @@ def test_bad_input_is_one_line(
     assert message in err and len(err.splitlines()) == 1
 
 
+def test_the_dashboard_needs_tracked_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = sweep(tmp_path / "t", GOOD, "base")
+    assert report.main([str(folder), "--wandb"]) == 2 and "were all tracked (log=wandb)" in capsys.readouterr().err
+    for path in folder.rglob("config.json"):
+        node = json.loads(path.read_text())
+        node["run"]["log"] |= {"project": "golf", "entity": None}
+        path.write_text(json.dumps(node))
+    assert load(folder).tracker == ("golf", None)
+
+
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "a", 1, 2.0, schema=2)
     with pytest.raises(UserError, match="schema 2, this golf reads 1"):
