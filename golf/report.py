@@ -48,8 +48,9 @@ def tracked_as(sweeps: list[Sweep]) -> tuple[str, str | None]:
 
 def show(analyses: list[Analysis], agreements: list[Agreement], console: Console) -> None:
     for analysis in analyses:
-        purpose = f": {analysis.sweep.purpose}" if analysis.sweep.purpose else ""
-        console.print(f"\n[bold]{analysis.sweep.label}[/]{purpose}")
+        console.print(f"\n{analysis.sweep.label}", style="bold", markup=False)
+        if analysis.sweep.purpose:
+            console.print(analysis.sweep.purpose, markup=False)
         console.print(page.summary_of(analysis))
         for note in grids.notes_of(analysis):
             console.print(f"- {note}", markup=False)
@@ -69,8 +70,12 @@ def main(line: list[str] | None = None) -> int:
             raise UserError(f"--margin {chosen.margin}: nats per token, from 0 up; the rule for records is 0.005")
         sweeps = [load(folder.resolve(), chosen.control) for folder in chosen.folders]
         analyses = [analyse(sweep, margin_nats=chosen.margin, bar=chosen.bar) for sweep in sweeps]
-        agreements = [found for other in analyses[1:] if (found := agreement(analyses[0], other)) is not None]
+        pairs = [(other, agreement(analyses[0], other)) for other in analyses[1:]]
+        agreements = [found for _, found in pairs if found is not None]
         show(analyses, agreements, wide_console())
+        for other, found in pairs:
+            if found is None:
+                print(f"{sweeps[0].label} and {other.sweep.label} compare no row of the same name with their controls")
         folder = sweeps[0].folder
         texts = {
             "report.md": page.to_markdown(analyses, agreements),

@@ -1,17 +1,15 @@
 """What a sweep says: each row against the control, with the noise between seeds, and in words what that allows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from golf.reports import stats
-from golf.reports.load import Row, Sweep, differences
+from golf.reports.load import Row, Started, Sweep, differences, environment_of
 from golf.reports.stats import BarTest, Difference, PooledSd, RankAgreement, Summary
 
 ALPHA = 0.01  # the level of every test (upstream's rule)
 MARGIN_NATS = 0.005  # what a record must gain, in nats per token (upstream's rule)
-# A difference in one of these makes two results hard to compare; the rest (platform string, wandb ...) does not.
-ENVIRONMENT = ("git_commit", "git_dirty", "python", "torch", "cuda", "cpu", "gpus", "flash-attn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +17,9 @@ class Line:
     """A row in the table. score, gap (BPB), step_ms: over seeds; max_bytes: code and artifact of the largest seed.
 
     difference: against the control, None for the control itself and where nothing can be compared; p_holm: p_zero,
-    adjusted for the number of rows; needed: seeds a side to show a true difference of this size at p < 0.01 with a
-    power of 80 %; changes: configuration against the control's; verdict and notes: words.
+    adjusted for the number of tests; needed: seeds a side to show a true difference of this size at p < 0.01 with a
+    power of 80 %; changes: configuration against the control's; faults: what stands against a claim; verdict, notes:
+    words.
     """
 
     row: Row
@@ -34,6 +33,7 @@ class Line:
     needed: int | None = None
     bar: BarTest | None = None
     changes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     verdict: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -52,8 +52,13 @@ class Analysis:
 
     @property
     def track(self) -> str:
-        tracks = {result["track"] for line in self.lines for result in line.row.results.values()}
+        tracks = {result["track"] for line in self.lines for result in line.row.results}
         return " and ".join(sorted(tracks)) or "no"
+
+    @property
+    def counts_code(self) -> bool:
+        """Whether any size includes counted code."""
+        return any(result["code_bytes"] for line in self.lines for result in line.row.results)
 
 
 def analyse(sweep: Sweep, *, margin_nats: float = MARGIN_NATS, bar: float | None = None) -> Analysis:
@@ -63,13 +68,15 @@ def analyse(sweep: Sweep, *, margin_nats: float = MARGIN_NATS, bar: float | None
     if control is not None and (control.mixed or not control.results):
         control = None
     margin_bpb = _margin(control, margin_nats) if control else None
-    bare = [_line(row, control, margin_bpb, bar) for row in sweep.rows.values()]
-    adjusted = stats.holm([line.difference.p_zero if line.difference else None for line in bare])
+    bare = [_line(row, control, margin_bpb, bar, sweep.seeds) for row in sweep.rows.values()]
+    tests = [line.difference or Difference(delta=0.0) for line in bare]
+    better = stats.holm([test.p_zero for test in tests])
+    beyond = stats.holm([test.p_margin for test in tests])
+    worse = stats.holm([None if test.p_zero is None else 1 - test.p_zero for test in tests])
     lines = []
-    for line, p_holm in zip(bare, adjusted, strict=True):
-        fields = {name: getattr(line, name) for name in Line.__slots__}
-        verdict = _verdict(line, control, p_holm)
-        lines.append(Line(**fields | {"p_holm": p_holm, "verdict": verdict}))
+    for line, *adjusted in zip(bare, better, beyond, worse, strict=True):
+        verdict = _verdict(line, control, *adjusted)
+        lines.append(replace(line, p_holm=adjusted[0], verdict=verdict))
     whole = [row.values("val_bpb") for row in sweep.rows.values() if not row.mixed]
     return Analysis(
         sweep=sweep,
@@ -92,11 +99,10 @@ def _sweep_notes(sweep: Sweep, control: Row | None) -> list[str]:
         notes.append(f"The control {sweep.control} ran with different {_listed(control.mixed)}: no row is compared.")
     elif not control.results:
         notes.append(f"The control {sweep.control} has no finished run: no row is compared.")
-    for row in sweep.rows.values():
-        extra = sorted(set(row.results) - set(sweep.seeds)) if sweep.seeds else []
-        missing = [seed for seed in sweep.seeds if seed not in row.results]
-        notes += [f"{row.name}: seeds {_listed(extra)} were not registered in the sweep file."] if extra else []
-        notes += [f"{row.name}: registered seeds {_listed(missing)} have no result."] if missing else []
+    if absent := [name for name in sweep.asked if name not in sweep.rows]:
+        notes.append(f"Rows that were asked for and never started: {_listed(absent)}.")
+    if sweep.unreadable:
+        notes.append(f"Folders without a readable config.json, counted nowhere: {_listed(sweep.unreadable)}.")
     return notes
 
 
@@ -108,66 +114,96 @@ def _margin(control: Row, margin_nats: float) -> float:
 
 def _text(row: Row) -> tuple[int, int]:
     """(tokens, bytes) of the text that the row's main evaluator scored."""
-    result = next(iter(row.results.values()))
+    result = row.results[0]
     entry = result["evals"][result["eval_main"]]
     return entry["tokens"], entry["bytes"]
 
 
-def _line(row: Row, control: Row | None, margin_bpb: float | None, bar: float | None) -> Line:
+def _texts(row: Row) -> set[tuple[object, ...]]:
+    """What each run was scored on: corpus, split, bytes."""
+    return {
+        (result["data"]["corpus"], result["data"]["split"], result["evals"][result["eval_main"]]["bytes"])
+        for result in row.results
+    }
+
+
+def _line(row: Row, control: Row | None, margin_bpb: float | None, bar: float | None, seeds: Sequence[int]) -> Line:
     """One row with all but what the other rows decide (Holm's adjustment, the verdict)."""
-    notes = _row_notes(row, control)
+    notes = _row_notes(row, control, seeds)
     if row.mixed or not row.results:
         return Line(row=row, notes=notes)
     scores = row.values("val_bpb")
-    compared = control is not None and row is not control and _text(row)[1] == _text(control)[1]
     difference = needed = None
-    if control is not None and compared:
+    if control is not None and row is not control and _texts(row) == _texts(control):
         theirs = control.values("val_bpb")
         difference = stats.welch(scores, theirs, margin=margin_bpb or 0.0)
         noise = stats.pooled_sd([scores, theirs])
-        needed = stats.seeds_needed(difference.delta, noise.sd, alpha=ALPHA) if noise else None
+        needed = stats.seeds_needed(difference.delta, noise.sd, alpha=ALPHA) if noise and noise.sd > 0 else None
+    times = row.values("step_ms")
     return Line(
         row=row,
         score=stats.summarize(scores),
         gap=stats.summarize(row.values("quant_gap_bpb")),
-        step_ms=stats.summarize(row.values("step_ms")),
+        step_ms=stats.summarize(times) if times else None,
         max_bytes=int(max(row.values("total_bytes"))),
         cap_bytes=int(min(row.values("cap_bytes"))),
         difference=difference,
         needed=needed,
         bar=stats.one_sample(scores, bar) if bar is not None else None,
         changes=differences(row, control) if control is not None and row is not control else [],
+        faults=_faults(row, seeds),
         notes=notes,
     )
 
 
-def _row_notes(row: Row, control: Row | None) -> list[str]:
-    notes = [f"seed {lost.seed} {lost.state}: {lost.reason or 'no word'}" for lost in row.lost]
-    over = [seed for seed, result in row.results.items() if not result["fits"]]
-    notes += [f"over the cap on seed {_listed(over)}"] if over else []
-    illegal = [seed for seed, result in row.results.items() if result["legal"] is False]
-    notes += [f"illegal on seed {_listed(illegal)}"] if illegal else []
-    notes += [f"seed {_listed(row.repeated)} trained more than once; the newest counts"] if row.repeated else []
-    if row.results and any(not result["deterministic"] for result in row.results.values()):
+def _faults(row: Row, seeds: Sequence[int]) -> list[str]:
+    """What stands against any claim on this row."""
+    faults = {
+        "over the cap": any(not result["fits"] for result in row.results),
+        "illegal": any(_illegal(result) for result in row.results),
+        "failed seeds": len(row.counted) < len({run.seed for run in row.runs}),
+        "other seeds than registered": bool(seeds) and {run.seed for run in row.counted} != set(seeds),
+    }
+    return [name for name, found in faults.items() if found]
+
+
+def _illegal(result: dict[str, Any]) -> bool:
+    return result["legal"] is False or result["evals"][result["eval_main"]]["legal"] is False
+
+
+def _row_notes(row: Row, control: Row | None, seeds: Sequence[int]) -> list[str]:
+    done = {run.seed: run for run in row.counted}
+    notes = [f"seed {run.seed} {run.state}: {run.reason or 'no word'}" for run in row.runs if run.result is None]
+    for run in (run for run in row.runs if run.state == "superseded"):
+        assert run.result is not None
+        score = f"{run.result['val_bpb']:.4f}"
+        notes.append(f"seed {run.seed} was trained again; {run.folder.name} ({score}) counts no more")
+    marks = {
+        "over the cap on seed": [seed for seed, run in done.items() if run.result and not run.result["fits"]],
+        "illegal on seed": [seed for seed, run in done.items() if run.result and _illegal(run.result)],
+        "not registered in the sweep file: seed": [seed for seed in done if seeds and seed not in seeds],
+        "no result yet for registered seed": [seed for seed in seeds if seed not in done],
+    }
+    notes += [f"{words} {_listed(found)}" for words, found in marks.items() if found]
+    if any(not result["deterministic"] for result in row.results):
         notes.append("the wall clock shaped it: a repeat differs")
-    environments = [result["environment"] for result in row.results.values()]
-    if differing := _differing(environments):
+    if differing := _differing(row.counted):
         notes.append(f"its seeds ran in different environments ({_listed(differing)})")
-    elif control is not None and row is not control and control.results and environments:
-        theirs = [result["environment"] for result in control.results.values()]
-        if differing := _differing([environments[0], *theirs]):
+    elif control is not None and row is not control and control.results and row.results:
+        if differing := _differing([row.counted[0], *control.counted]):
             notes.append(f"another environment than the control's ({_listed(differing)})")
-    if control is not None and row.results and control.results and _text(row)[1] != _text(control)[1]:
-        notes.append("scored on other text than the control: not compared")
+        if _texts(row) != _texts(control):
+            notes.append("scored on other text than the control: not compared")
     return notes
 
 
-def _differing(environments: Sequence[dict[str, Any]]) -> list[str]:
-    return [key for key in ENVIRONMENT if len({str(environment.get(key)) for environment in environments}) > 1]
+def _differing(runs: Sequence[Started]) -> list[str]:
+    found = [environment_of(run) for run in runs]
+    return [key for key in (found[0] if found else {}) if len({facts[key] for facts in found}) > 1]
 
 
-def _verdict(line: Line, control: Row | None, p_holm: float | None) -> str:
-    """What may be said. Better needs the adjusted p below 0.01; worse, an interval of 95 % above zero."""
+def _verdict(line: Line, control: Row | None, better: float | None, beyond: float | None, worse: float | None) -> str:
+    """What may be said; better, beyond (the margin), worse: p-values, each adjusted for the number of tests."""
     row, difference = line.row, line.difference
     if row.mixed:
         return f"refused: its seeds ran with different {_listed(row.mixed)}"
@@ -175,17 +211,17 @@ def _verdict(line: Line, control: Row | None, p_holm: float | None) -> str:
         return "no finished run"
     if row is control:
         return "control"
-    if difference is None:
+    if difference is None or control is None:
         return "not compared"
-    if difference.p_zero is None or difference.p_margin is None:
-        return "tie" if difference.delta == 0 else "no test: one seed, or no spread"
-    if difference.p_margin < ALPHA:
-        return "better by the margin"
-    if p_holm is not None and p_holm < ALPHA:
-        return "better"
-    if difference.low is not None and difference.low > 0:
-        return "worse"
-    return "not shown"
+    if better is None or beyond is None or worse is None:
+        few = [name for name, of in (("it", row), ("the control", control)) if len(of.results) < 2]
+        if few:
+            return f"no test: {' and '.join(few)} ha{'s' if len(few) == 1 else 've'} one seed"
+        return "tie, without any spread" if difference.delta == 0 else "no test: no spread between seeds"
+    if better < ALPHA:
+        claim = "better by the margin" if beyond < ALPHA else "better"
+        return ", but ".join([claim, *([", ".join(line.faults)] if line.faults else [])])
+    return "worse" if worse < ALPHA else "not shown"
 
 
 def _listed(items: Sequence[object], most: int = 3) -> str:

@@ -1,7 +1,7 @@
 """The report's plots as inline SVG. Colours of text and lines are the page's own, so they follow light and dark."""
 
 import io
-import itertools
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,16 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from golf.reports.analysis import Analysis, Line
-from golf.reports.load import Row, curve
-from golf.reports.stats import Summary
+from golf.reports.grids import what_counts
+from golf.reports.load import curve
 
 # Matplotlib draws with these; the SVG then gets the page's variables in their place.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
 PALETTE = ("#3d7fc4", "#d9643a", "#3c9a5f", "#b58a1b", "#8c6bc8", "#c4568f", "#2d9aa8", "#8a8f98")
-WIDTH_INCHES = 5.6
-LONGEST_NAME = 24
+WIDTH_INCHES = 5.3
+NAME_LENGTH = 26
+MOST_COLOURED = len(PALETTE)  # rows with a colour and a name in plots that join them
 SMOOTHING = 0.8  # of a training curve, per logged step
+SMALL = 9.5  # points, of what is written into a plot
+FAR = 6.0  # a row so many times the typical distance from the middle is shown at the edge
+
+
+Span = tuple[float, float, float]  # low, middle, high of what a row shows
 
 
 def figures(analysis: Analysis) -> dict[str, str]:
@@ -27,12 +33,12 @@ def figures(analysis: Analysis) -> dict[str, str]:
     lines = [line for line in analysis.lines if line.score is not None]
     if not lines:
         return {}
-    colours = dict(zip((line.row.name for line in lines), itertools.cycle(PALETTE), strict=False))
-    counts = sorted({len(line.row.results) for line in lines})
+    colours = _colours(lines, analysis.sweep.control)
+    counts = sorted({len(line.row.counted) for line in lines})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
 
     def by_row(some: Sequence[Line], label: str, draw: Callable[[Axes, Sequence[Line]], None]) -> str:
-        return _by_row(some, colours, label, lambda axes: draw(axes, some))
+        return _by_row(some, colours, label, lambda axes: draw(axes, some), len(counts) > 1)
 
     drawn = {f"Score: each seed, mean and 95 % interval ({n})": by_row(lines, "bits per byte", _scores)}
     compared = [line for line in lines if line.difference is not None]
@@ -41,24 +47,37 @@ def figures(analysis: Analysis) -> dict[str, str]:
         label = "difference, bits per byte"
         drawn[caption] = by_row(compared, label, lambda axes, some: _deltas(axes, some, analysis))
     gap, step = f"Quantisation gap: each seed ({n})", f"Time of a step: each seed ({n})"
+    size = f"Size ({what_counts(analysis)}): the largest seed ({n}), and the cap"
     drawn[gap] = by_row(lines, "BPB after minus before", lambda axes, some: _dots(axes, some, "quant_gap_bpb"))
-    drawn[f"Code and artifact: the largest seed ({n}), and the cap"] = by_row(lines, "million bytes", _sizes)
+    drawn[size] = by_row(lines, "million bytes", _sizes)
     drawn[step] = by_row(lines, "milliseconds, median", lambda axes, some: _dots(axes, some, "step_ms"))
-    drawn |= _curves(lines, colours)
+    drawn |= _curves(lines, colours, n)
     if len(lines) > 1:
-        caption = f"Size against score (mean over seeds, {n}); the line joins what nothing beats in both"
+        caption = f"Size (largest seed) against score (mean, 95 % interval; {n}); the line joins the best by these"
         drawn[caption] = _pareto(lines, colours)
     return drawn
+
+
+def _colours(lines: Sequence[Line], control: str | None) -> dict[str, str]:
+    """A colour for each row; where they are many, for the control and the best, and grey for the rest."""
+    first = sorted(lines, key=lambda line: (line.row.name != control, line.score.mean if line.score else 0.0))
+    chosen = {line.row.name for line in first[:MOST_COLOURED]}
+    bright = iter(PALETTE)
+    return {line.row.name: next(bright) if line.row.name in chosen else MUTED for line in lines}
 
 
 # ---------------------------------------------------------------- rows as horizontal lines
 
 
-def _by_row(lines: Sequence[Line], colours: dict[str, str], label: str, draw: Callable[[Axes], None]) -> str:
+def _by_row(
+    lines: Sequence[Line], colours: dict[str, str], label: str, draw: Callable[[Axes], None], with_n: bool
+) -> str:
     def fill(ax: Axes) -> None:
         ax.set_prop_cycle(color=[colours[line.row.name] for line in lines])
         draw(ax)
-        ax.set_yticks(range(len(lines)), [_short(line.row.name) for line in lines])
+        counts = [f" ({len(line.row.counted)})" if with_n else "" for line in lines]
+        names = [_short(line.row.name) + count for line, count in zip(lines, counts, strict=True)]
+        ax.set_yticks(range(len(lines)), names)
         ax.set_ylim(len(lines) - 0.4, -0.6)
         ax.set_xlabel(label)
         ax.grid(axis="x", color=GRID, linewidth=0.8)
@@ -76,27 +95,59 @@ def _dots(ax: Axes, lines: Sequence[Line], key: str) -> None:
 
 def _scores(ax: Axes, lines: Sequence[Line]) -> None:
     _dots(ax, lines, "val_bpb")
+    spans: list[Span] = []
     for place, line in enumerate(lines):
         assert line.score is not None
-        _interval(ax, place, line.score)
+        low, high = line.score.low, line.score.high
+        if low is not None and high is not None:
+            ax.plot([low, high], [place, place], "-", color=INK, linewidth=1.4)
+        ax.plot([line.score.mean], [place], "|", color=INK, markersize=11, markeredgewidth=1.8, zorder=4)
+        seen = [*line.row.values("val_bpb"), *(end for end in (low, high) if end is not None)]
+        spans.append((min(seen), line.score.mean, max(seen)))
+    _focus(ax, spans)
 
 
-def _interval(ax: Axes, place: int, summary: Summary) -> None:
-    if summary.low is not None and summary.high is not None:
-        ax.plot([summary.low, summary.high], [place, place], "-", color=INK, linewidth=1.4)
-    ax.plot([summary.mean], [place], "|", color=INK, markersize=11, markeredgewidth=1.8)
+def _focus(ax: Axes, spans: Sequence[Span]) -> None:
+    """Show rows far from the others by an arrow at the edge, so that they flatten none."""
+    found = _window(spans)
+    if found is None:
+        return
+    low, high = found
+    ax.set_xlim(low, high)
+    text: dict[str, Any] = {"va": "center", "color": INK, "fontsize": SMALL}
+    for place, (_, mid, _) in enumerate(spans):
+        if mid > high:
+            ax.annotate(f"{mid:.4g} \u2192", (high, place), ha="right", **text)
+        elif mid < low:
+            ax.annotate(f"\u2190 {mid:.4g}", (low, place), ha="left", **text)
+
+
+def _window(spans: Sequence[Span]) -> tuple[float, float] | None:
+    """Where the rows are that lie near the middle one; None where all do."""
+    middle = statistics.median(mid for _, mid, _ in spans)
+    typical = statistics.median(max(abs(mid - middle), (high - low) / 2) for low, mid, high in spans)
+    near = [span for span in spans if abs(span[1] - middle) <= FAR * typical]
+    if len(near) == len(spans):
+        return None
+    low, high = min(span[0] for span in near), max(span[2] for span in near)
+    room = 0.08 * (high - low)
+    return low - room, high + room
 
 
 def _deltas(ax: Axes, lines: Sequence[Line], analysis: Analysis) -> None:
     ax.axvline(0, color=MUTED, linewidth=1)
     if analysis.margin_bpb:
         _mark(ax, -analysis.margin_bpb, f"{analysis.margin_nats:g} nats")
+    spans = []
     for place, line in enumerate(lines):
         assert line.difference is not None
         low, high = line.difference.low, line.difference.high
         if low is not None and high is not None:
             ax.plot([low, high], [place, place], "-", color=INK, linewidth=1.4)
-        ax.plot([line.difference.delta], [place], "o", markersize=7)
+        delta = line.difference.delta
+        ax.plot([delta], [place], "o", markersize=7)
+        spans.append((delta if low is None else low, delta, delta if high is None else high))
+    _focus(ax, spans)
 
 
 def _sizes(ax: Axes, lines: Sequence[Line]) -> None:
@@ -106,7 +157,7 @@ def _sizes(ax: Axes, lines: Sequence[Line]) -> None:
         ax.barh(place, line.max_bytes / 1e6, height=0.55)
         left = (line.cap_bytes - line.max_bytes) / 1e6
         words = f"{left:.3f} left" if left >= 0 else f"{-left:.3f} OVER"
-        ax.annotate(words, (line.max_bytes / 1e6, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.annotate(words, (0, place), (5, 0), textcoords="offset points", va="center", color="white", fontsize=SMALL)
     for cap in caps:
         _mark(ax, cap / 1e6, "cap")
     ax.set_xlim(0, 1.15 * max(*caps, *(line.max_bytes or 0 for line in lines)) / 1e6)
@@ -116,15 +167,15 @@ def _mark(ax: Axes, x: float, words: str) -> None:
     """A dashed line across, named above the axes."""
     ax.axvline(x, color=MUTED, linewidth=1, linestyle="--")
     above: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    ax.annotate(words, (x, 1), (0, 3), ha="center", color=MUTED, fontsize=8, **above)
+    ax.annotate(words, (x, 1), (0, 3), ha="center", color=MUTED, fontsize=SMALL, **above)
 
 
 # ---------------------------------------------------------------- curves and the front
 
 
-def _curves(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, str]:
+def _curves(lines: Sequence[Line], colours: dict[str, str], n: str) -> dict[str, str]:
     """Training loss by step and by seconds: a line a seed, smoothed; the budget's seconds marked."""
-    runs = [(line.row.name, folder) for line in lines for folder in line.row.folders.values()]
+    runs = [(line.row.name, run.folder) for line in lines for run in line.row.counted]
     traces = [(name, curve(folder, "loss")) for name, folder in runs]
     if not any(len(trace) > 1 for _, trace in traces):
         return {}
@@ -136,15 +187,10 @@ def _curves(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, str]:
         def fill(ax: Axes, column: int = column, label: str = label) -> None:
             named: set[str] = set()
             for (name, trace), values in zip(traces, smooth, strict=True):
-                once = None if name in named else _short(name)
-                ax.plot(
-                    [point[column] for point in trace],
-                    values,
-                    color=colours[name],
-                    linewidth=1.2,
-                    alpha=0.8,
-                    label=once,
-                )
+                grey = colours[name] == MUTED
+                once = None if name in named or grey else _short(name)
+                style: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.5} if grey else {"linewidth": 1.2, "alpha": 0.85}
+                ax.plot([point[column] for point in trace], values, color=colours[name], label=once, **style)
                 named.add(name)
             caps = {line.row.config.get("budget.max_seconds") for line in lines} if column == 1 else set()
             for cap in filter(None, caps):
@@ -153,9 +199,9 @@ def _curves(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, str]:
             ax.set_xlabel(label)
             ax.set_ylabel("training loss, nats per token")
             ax.grid(color=GRID, linewidth=0.8)
-            ax.legend(frameon=False, fontsize=8, labelcolor=INK)
+            ax.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
 
-        drawn[f"Training loss by {label}: a line a seed, smoothed"] = _svg(fill, 3.3)
+        drawn[f"Training loss by {label}: a line a seed, smoothed ({n})"] = _svg(fill, 3.5)
     return drawn
 
 
@@ -179,30 +225,52 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _pareto(lines: Sequence[Line], colours: dict[str, str]) -> str:
     def fill(ax: Axes) -> None:
-        points = {line.row.name: _mean_point(line.row) for line in lines}
-        best = front(list(points.values()))
+        points = {line.row.name: (_largest(line), line.score.mean) for line in lines if line.score}
+        best = front([points[line.row.name] for line in lines if not {"over the cap", "illegal"} & set(line.faults)])
         ax.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
-        for name, (x, y) in points.items():
-            ax.plot([x], [y], "o", color=colours[name], markersize=8)
-            ax.annotate(_short(name), (x, y), (8, 0), textcoords="offset points", va="center", color=INK, fontsize=8)
-        ax.margins(0.3, 0.15)
-        ax.set_xlabel("million bytes, code and artifact")
+        for line in lines:
+            assert line.score is not None
+            x, y = points[line.row.name]
+            if line.score.low is not None and line.score.high is not None:
+                ax.plot([x, x], [line.score.low, line.score.high], color=GRID, linewidth=2, zorder=1)
+            ax.plot([x], [y], "o", color=colours[line.row.name], markersize=8)
+        named = sorted((name for name in points if colours[name] != MUTED), key=lambda name: points[name][1])
+        for place, name in enumerate(named):  # to the right and to the left in turn, so that neighbours stay legible
+            side, shift = ("left", 8) if place % 2 == 0 else ("right", -8)
+            text: dict[str, Any] = {"ha": side, "va": "center", "color": INK, "fontsize": SMALL}
+            ax.annotate(
+                _short(name), points[name], (shift, 0), textcoords="offset points", annotation_clip=True, **text
+            )
+        ax.margins(0.4, 0.12)
+        scores = [line.score for line in lines if line.score]
+        window = _window([(score.low or score.mean, score.mean, score.high or score.mean) for score in scores])
+        if window is not None:
+            ax.set_ylim(*window)
+            far = [f"{_short(name)} {y:.4g}" for name, (_, y) in points.items() if not window[0] <= y <= window[1]]
+            ax.set_title(f"out of view: {', '.join(far)}", fontsize=SMALL, color=MUTED, wrap=True)
+        ax.set_xlabel("million bytes")
         ax.set_ylabel("bits per byte")
         ax.grid(color=GRID, linewidth=0.8)
+        for cap in {line.cap_bytes for line in lines if line.cap_bytes}:
+            if ax.get_xlim()[0] <= cap / 1e6 <= ax.get_xlim()[1]:
+                _mark(ax, cap / 1e6, "cap")
 
-    return _svg(fill, 3.3)
+    return _svg(fill, 3.6)
 
 
-def _mean_point(row: Row) -> tuple[float, float]:
-    sizes, scores = row.values("total_bytes"), row.values("val_bpb")
-    return sum(sizes) / len(sizes) / 1e6, sum(scores) / len(scores)
+def _largest(line: Line) -> float:
+    """Million bytes of the largest seed."""
+    assert line.max_bytes is not None
+    return line.max_bytes / 1e6
 
 
 # ---------------------------------------------------------------- SVG
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    """Long names lose their middle: rows often differ at the end."""
+    half = NAME_LENGTH // 2
+    return name if len(name) <= NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _svg(fill: Callable[[Axes], None], height_inches: float) -> str:
@@ -210,7 +278,7 @@ def _svg(fill: Callable[[Axes], None], height_inches: float) -> str:
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "golf",
-        "font.size": 9.5,
+        "font.size": 11,
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": GRID,
@@ -227,7 +295,7 @@ def _svg(fill: Callable[[Axes], None], height_inches: float) -> str:
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         axes = figure.subplots()
         fill(axes)
-        axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="x", nbins=4)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

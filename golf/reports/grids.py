@@ -1,16 +1,16 @@
 """The report's tables, once as cells of text, and drawn three ways: terminal, Markdown, HTML."""
 
 import html
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from golf.reports.analysis import ALPHA, Agreement, Analysis, Line
 from golf.reports.references import Reference
-from golf.reports.stats import Difference, summarize
+from golf.reports.stats import MAX_SEEDS, summarize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,33 +43,48 @@ def rows_grid(analysis: Analysis) -> Grid:
     """One line a row: score, noise, difference, tests."""
     bar = [] if analysis.bar is None else [f"p below {analysis.bar:g}"]
     header = ["row", "verdict", "seeds", "BPB", "sd", "delta", "95 % interval", "p", "p margin", *bar, "seeds needed"]
-    margin = "" if analysis.margin_bpb is None else f" = {analysis.margin_bpb:.5f} BPB here"
-    under = (
-        "BPB: bits per byte of the artifact as read back, mean over seeds; sd: of the sample; seeds: finished of "
-        "started. delta: mean minus the control's, negative is better; its interval and both p by Welch's test. p: "
-        "one-sided, against no gain, adjusted for the number of rows (Holm). p margin: one-sided, against a gain below "
-        f"{analysis.margin_nats:g} nats per token{margin}. seeds needed: a side, to show a true difference of this "
-        f"size at p < {ALPHA:g} with a power of 80 %."
-    )
     rows = [_row_cells(line, analysis) for line in analysis.lines]
-    return Grid(title="Rows", header=header, rows=rows, left=2, under=under)
+    return Grid(title="Rows", header=header, rows=rows, left=2, under=_legend(analysis))
+
+
+def _legend(analysis: Analysis) -> str:
+    """How to read the rows."""
+    margin = "" if analysis.margin_bpb is None else f" (= {analysis.margin_bpb:.5f} BPB by the control's tokens)"
+    bar = "" if analysis.bar is None else f" p below {analysis.bar:g}: one-sided t test of the row alone, not adjusted."
+    alpha = f"{ALPHA:g}"
+    return (
+        "BPB: bits per byte of the artifact as read back, mean over seeds; sd: of the sample; seeds: counted of "
+        "started. delta: mean minus the control's, negative is better; interval and p by Welch's test. p: one-sided, "
+        "against no gain, adjusted for the number of tests (Holm). p margin: one-sided, against a gain below "
+        f"{analysis.margin_nats:g} nats per token{margin}, not adjusted.{bar} seeds needed: a side, to show a true "
+        f"difference of this size at p < {alpha} with a power of 80 %. Verdicts: better, p < {alpha}; by the margin, "
+        f"p margin below {alpha} too, adjusted likewise; worse, the opposite test below {alpha}, adjusted; else not "
+        "shown, which is no proof of equality."
+    )
 
 
 def _row_cells(line: Line, analysis: Analysis) -> list[str]:
-    score, difference = line.score, line.difference or Difference(delta=math.nan)
+    score, difference = line.score, line.difference
     cells = [
         line.row.name,
         line.verdict,
-        f"{len(line.row.results)} of {line.row.started}",
+        f"{len(line.row.counted)} of {len(line.row.runs)}",
         number(score.mean if score else None),
         number(score.sd if score else None),
-        number(difference.delta if line.difference else None, sign=True),
-        interval(difference.low, difference.high, sign=True),
+        number(difference.delta if difference else None, sign=True),
+        interval(difference.low, difference.high, sign=True) if difference else "-",
         p_text(line.p_holm),
-        p_text(difference.p_margin),
+        p_text(difference.p_margin if difference else None),
     ]
     bar = [] if analysis.bar is None else [p_text(line.bar.p if line.bar else None)]
-    return [*cells, *bar, "-" if line.needed is None else f"{line.needed:,}"]
+    tested = difference is not None and difference.p_zero is not None and difference.delta != 0
+    beyond = f"> {MAX_SEEDS:,}" if tested else "-"
+    return [*cells, *bar, beyond if line.needed is None else f"{line.needed:,}"]
+
+
+def what_counts(analysis: Analysis) -> str:
+    """What the bytes are of."""
+    return "code and artifact" if analysis.counts_code else "artifact; code not counted yet"
 
 
 def sizes_grid(analysis: Analysis) -> Grid:
@@ -77,41 +92,40 @@ def sizes_grid(analysis: Analysis) -> Grid:
     header = ["row", "quant gap, BPB", "bytes, largest", "left under the cap", "of cap", "step, ms", "steps"]
     rows = []
     for line in analysis.lines:
-        if line.max_bytes is None or line.cap_bytes is None or line.gap is None or line.step_ms is None:
+        if line.max_bytes is None or line.cap_bytes is None or line.gap is None:
             continue
         left, share = line.cap_bytes - line.max_bytes, line.max_bytes / line.cap_bytes
-        steps = " .. ".join(f"{count:,}" for count in sorted({*_ends(line.row.values("steps"))}))
+        counts = line.row.values("steps")
+        steps = " .. ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
         cells = [number(line.gap.mean, sign=True), f"{line.max_bytes:,}", f"{left:,}", f"{share:.1%}"]
-        rows.append([line.row.name, *cells, number(line.step_ms.mean, 1), steps])
-    under = "bytes: code and artifact, decimal, of the seed with the most; step: median of each seed, mean over seeds."
+        rows.append([line.row.name, *cells, number(line.step_ms.mean if line.step_ms else None, 1), steps])
+    what = what_counts(analysis)
+    under = f"bytes: {what}; decimal, of the seed with the most. step: median of a seed, mean over seeds."
     return Grid(title="Size and time", header=header, rows=rows, left=1, under=under)
 
 
-def _ends(values: Sequence[float]) -> tuple[int, int]:
-    return int(min(values)), int(max(values))
-
-
 def seeds_grid(analysis: Analysis) -> Grid:
-    """The table of the public threads: a line a seed, then best, mean and sd of each row."""
+    """The table of the public threads: a line a started run, then best, mean and sd of what counts."""
     header = ["row", "seed", "steps", "BPB", "before quantisation", "quant gap", "artifact bytes"]
+    keys = ("val_bpb", "pre_quant_bpb", "quant_gap_bpb", "artifact_bytes")
     rows = []
     for line in analysis.lines:
-        results = line.row.results
-        for seed, result in results.items():
-            cells = [
-                number(result[key], sign=key == "quant_gap_bpb")
-                for key in ("val_bpb", "pre_quant_bpb", "quant_gap_bpb")
-            ]
-            rows.append([line.row.name, str(seed), f"{result['steps']:,}", *cells, f"{result['artifact_bytes']:,}"])
-        rows += [[line.row.name, str(lost.seed), lost.state, "-", "-", "-", "-"] for lost in line.row.lost]
-        if len(results) > 1 and not line.row.mixed:
-            keys = ("val_bpb", "pre_quant_bpb", "quant_gap_bpb", "artifact_bytes")
-            scores, before, gaps, size = (summarize(line.row.values(key)) for key in keys)
-            best = min(line.row.values("val_bpb"))
-            rows.append([line.row.name, "best", "", number(best), "", "", ""])
+        row = line.row
+        for run in row.runs:
+            result, state = run.result, "" if run.state in ("done", "superseded") else run.state
+            if result is None:
+                rows.append([row.name, str(run.seed), state, *["-"] * 4])
+                continue
+            cells = [number(result["val_bpb"]), number(result["pre_quant_bpb"])]
+            cells += [number(result["quant_gap_bpb"], sign=True), f"{result['artifact_bytes']:,}"]
+            seed = f"{run.seed}" + (" (counts no more)" if run.state == "superseded" else "")
+            rows.append([row.name, seed, f"{result['steps']:,}", *cells])
+        if len(row.counted) > 1 and not row.mixed:
+            scores, before, gaps, size = (summarize(row.values(key)) for key in keys)
+            rows.append([row.name, "best", "", number(min(row.values("val_bpb"))), "", "", ""])
             mean = [number(scores.mean), number(before.mean), number(gaps.mean, sign=True), f"{size.mean:,.0f}"]
             spread = [number(scores.sd), number(before.sd), number(gaps.sd), f"{size.sd:,.0f}"]
-            rows += [[line.row.name, "mean", "", *mean], [line.row.name, "sd", "", *spread]]
+            rows += [[row.name, "mean", "", *mean], [row.name, "sd", "", *spread]]
     return Grid(title="Seeds", header=header, rows=rows, left=1)
 
 
@@ -160,14 +174,15 @@ def to_terminal(grid: Grid, console: Console) -> None:
     for index, name in enumerate(grid.header):
         table.add_column(name, justify="left" if index < grid.left else "right", overflow="fold")
     for row in grid.rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
 def to_markdown(grid: Grid) -> str:
     rule = ["---"] * grid.left + ["---:"] * (len(grid.header) - grid.left)
     lines = [grid.header, rule, *grid.rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+    kept = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in kept)
     return f"## {grid.title}\n\n{body}\n" + (f"\n{grid.under}\n" if grid.under else "")
 
 

@@ -1,69 +1,80 @@
-"""Sweeps as their folders hold them: rows, their finished runs, and every run that was started and has no result."""
+"""Sweeps as their folders hold them: rows, and every run that was ever started in them."""
 
 import contextlib
+import hashlib
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from golf.config import NOT_IDENTITY
 from golf.errors import UserError
 from golf.launcher.standing import read_standing
-from golf.nodes import without_nulls
 from golf.rundir import RunDir, read_json
 
 SCHEMA = 1
+KEYS = ("run", "identity", "config_hash")  # what a report needs of config.json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lost:
-    """A run that was started and has no result. state: failed, stopped, interrupted or running."""
+class Started:
+    """One run folder. state: done, superseded (done, but trained again later), failed, stopped, interrupted, running or
+    waiting (opened only). result: its result.json; config: what its fingerprint names, dotted key -> value, no seed."""
 
+    folder: Path
     seed: int
     state: str
     reason: str
+    result: dict[str, Any] | None
+    config: dict[str, Any]
+    config_hash: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """The runs of one label. results: result.json by seed, ascending; folders: where each is; lost: those without.
-
-    config: dotted key -> value of what makes the row what it is (no seed, name or place); mixed: the keys in which its
-    runs differ, empty where they are of one configuration; repeated: seeds that were trained more than once.
-    """
+    """The runs of one label, by seed. mixed: the keys in which their configurations differ, empty where in none."""
 
     name: str
-    results: dict[int, dict[str, Any]]
-    folders: dict[int, Path]
-    lost: list[Lost]
-    config: dict[str, Any]
+    runs: list[Started]
     mixed: list[str]
-    repeated: list[int]
-
-    def values(self, key: str) -> list[float]:
-        """One number a finished seed, in the order of the seeds."""
-        return [result[key] for result in self.results.values()]
 
     @property
-    def started(self) -> int:
-        return len(self.results) + len(self.lost)
+    def counted(self) -> list[Started]:
+        """What scores are taken from: one finished run a seed, the newest."""
+        return [run for run in self.runs if run.state == "done"]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [run.result for run in self.counted if run.result is not None]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.runs[0].config
+
+    def values(self, key: str) -> list[float]:
+        """One number a counted run, in the order of the seeds; null ones left out."""
+        return [result[key] for result in self.results if result[key] is not None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """A folder of runs. purpose, control, seeds (registered): from sweep.json, empty where there is none.
+    """A folder of runs. purpose, control, seeds (registered), asked (all its rows): what sweep.json says, if any.
 
-    tracker: W&B's (project, entity) where every run was tracked there, and in one place.
+    tracker: W&B's (project, entity) where every run was tracked there, and in one place; unreadable: folders that no
+    report can read.
     """
 
     folder: Path
     purpose: str | None
     control: str | None
     seeds: list[int]
+    asked: list[str]
     rows: dict[str, Row]
     tracker: tuple[str, str | None] | None
+    unreadable: list[str]
 
     @property
     def label(self) -> str:
@@ -80,67 +91,70 @@ def load(folder: Path, control: str | None = None) -> Sweep:
         raise UserError(f"{folder}: no such folder; give the folder of a sweep, such as outputs/smoke")
     found = read_json(folder / "sweep.json")
     said: dict[str, Any] = found if isinstance(found, dict) else {}
-    by_label: dict[str, list[RunDir]] = defaultdict(list)
-    trackers = set()
-    for path in sorted(folder.iterdir()):
-        node = read_json(path / "config.json") if path.is_dir() else None
-        if isinstance(node, dict) and "run" in node:
-            by_label[node["run"]["label"]].append(RunDir(path))
-            log = node["run"]["log"]
-            trackers.add((log["project"], log["entity"]) if "project" in log else None)
+    by_label: dict[str, list[Started]] = defaultdict(list)
+    trackers, unreadable = set(), []
+    for path in sorted(path for path in folder.iterdir() if (path / "config.json").exists()):
+        node = read_json(path / "config.json")
+        if not isinstance(node, dict) or not all(key in node for key in KEYS):
+            unreadable.append(path.name)
+            continue
+        by_label[node["run"]["label"]].append(_started(RunDir(path), node))
+        log = node["run"].get("log", {})
+        trackers.add((log["project"], log["entity"]) if "project" in log else None)
     if not by_label:
         raise UserError(f"{folder}: holds no run folders; give the folder of a sweep, such as outputs/smoke")
-    order = [name for name in said.get("rows", {}) if name in by_label]
-    rows = {name: _row(name, by_label[name]) for name in [*order, *(n for n in by_label if n not in order)]}
-    if control is not None and control not in rows:
-        raise UserError(f"--control {control}: no such row in {folder}; it has {', '.join(rows)}")
+    asked = list(said.get("rows") or {})
+    order = [*(name for name in asked if name in by_label), *(name for name in by_label if name not in asked)]
+    if control is not None and control not in by_label:
+        raise UserError(f"--control {control}: no such row in {folder}; it has {', '.join(order)}")
     return Sweep(
         folder=folder,
         purpose=said.get("purpose"),
         control=control or said.get("control"),
-        seeds=list(said.get("seeds", [])),
-        rows=rows,
+        seeds=list(said.get("seeds") or []),
+        asked=asked,
+        rows={name: _row(name, by_label[name]) for name in order},
         tracker=trackers.pop() if len(trackers) == 1 else None,
+        unreadable=unreadable,
     )
 
 
-def _row(name: str, runs: list[RunDir]) -> Row:
-    """Of several runs of one seed and configuration (rerun=true) the newest counts, whatever it says."""
-    configs: dict[Path, Any] = {run.path: read_json(run.config) for run in runs}
-    by_seed: dict[tuple[int, str], list[RunDir]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run.config.stat().st_mtime):
-        by_seed[configs[run.path]["run"]["seed"], configs[run.path]["config_hash"]].append(run)
-    results: dict[int, dict[str, Any]] = {}
-    folders: dict[int, Path] = {}
-    lost = []
-    for (seed, _), attempts in sorted(by_seed.items()):
-        run = attempts[-1]
-        result = run.finished()
-        if result is None:
-            standing = read_standing(run)
-            lost.append(Lost(seed=seed, state=standing.state, reason=standing.message))
-            continue
-        if result.get("schema") != SCHEMA:
-            raise UserError(f"{run.result}: schema {result.get('schema')}, this golf reads {SCHEMA}; train it again")
-        results[seed], folders[seed] = result, run.path
-    flat = [dict(_flat(_task(config["run"]))) for config in configs.values()]
-    keys = {key for config in flat for key in config}
-    differing = sorted(key for key in keys if len({json.dumps(config.get(key)) for config in flat}) > 1)
-    hashes = {config["config_hash"] for config in configs.values()}
-    return Row(
-        name=name,
-        results=results,
-        folders=folders,
-        lost=lost,
-        config=flat[0],
-        mixed=(differing or ["data"]) if len(hashes) > 1 else [],
-        repeated=sorted(seed for (seed, _), attempts in by_seed.items() if len(attempts) > 1),
+def _started(folder: RunDir, node: dict[str, Any]) -> Started:
+    result = folder.finished()
+    if result is not None and result.get("schema") != SCHEMA:
+        raise UserError(f"{folder.result}: schema {result.get('schema')}, this golf reads {SCHEMA}; train it again")
+    standing = read_standing(folder)
+    config = {key: item for key, item in node["identity"].items() if key != "seed"}
+    return Started(
+        folder=folder.path,
+        seed=node["run"]["seed"],
+        state=standing.state,
+        reason=standing.message,
+        result=result,
+        config=dict(_flat(config)),
+        config_hash=node["config_hash"],
     )
 
 
-def _task(node: dict[str, Any]) -> dict[str, Any]:
-    """A typed run, as config.json holds it, without its seed and without what is no part of a fingerprint."""
-    return without_nulls({key: item for key, item in node.items() if key not in NOT_IDENTITY | {"seed"}})
+def _row(name: str, runs: list[Started]) -> Row:
+    """Of finished runs of one seed and configuration (rerun=true) the newest counts, whatever it says."""
+    runs = sorted(runs, key=lambda run: (run.seed, run.config_hash, _attempt(run)))
+    newest = {(run.seed, run.config_hash): run.folder for run in runs if run.state == "done"}
+    told = [
+        replace(run, state="superseded")
+        if run.state == "done" and newest[run.seed, run.config_hash] != run.folder
+        else run
+        for run in runs
+    ]
+    keys = sorted({key for run in runs for key in run.config})
+    differing = [key for key in keys if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
+    return Row(name=name, runs=told, mixed=differing)
+
+
+def _attempt(run: Started) -> tuple[int, float]:
+    """-r2, -r3 ... as golf.rundir names them; then by age."""
+    again = re.search(r"-r(\d+)$", run.folder.name)
+    return int(again[1]) if again else 1, RunDir(run.folder).config.stat().st_mtime
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -156,29 +170,51 @@ def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(row: Row, control: Row) -> list[str]:
-    """`key: control's -> the row's`, where they differ; keys inside a part that only one of them has are left out."""
+    """`key: control's -> the row's` where they differ; in a swapped part, what only one side has is left out."""
     lines: list[str] = []
     swapped: list[str] = []
     for key in sorted(row.config.keys() | control.config.keys()):
         ours, theirs = row.config.get(key), control.config.get(key)
-        if ours == theirs or any(key.startswith(f"{part}.") for part in swapped):
+        one_sided = ours is None or theirs is None
+        if ours == theirs or (one_sided and any(key.startswith(f"{part}.") for part in swapped)):
             continue
-        if isinstance(ours, str) and isinstance(theirs, str) and ours.endswith("Config"):
+        if any(isinstance(value, str) and value.endswith("Config") for value in (ours, theirs)):
             swapped.append(key)
         lines.append(f"{key}: {_shown(theirs)} -> {_shown(ours)}")
-    return lines
+    return lines or ["nothing: the control's own configuration"]
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value).removesuffix("Config") or str(value)
+    text = "none" if value is None else str(value)
+    text = text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
+    return text.removesuffix("Config") or text
+
+
+def environment_of(run: Started) -> dict[str, str]:
+    """What makes two results hard to compare: the code, what it ran on, and how."""
+    assert run.result is not None
+    packages = ("python", "torch", "cuda", "zstandard", "flash-attn")
+    versions = {key: run.result["environment"].get(key) for key in packages}
+    patch = run.folder / "diff.patch"
+    changes = patch.read_bytes() if patch.exists() else b""
+    facts = {
+        "commit": run.result["environment"].get("git_commit"),
+        "uncommitted changes": hashlib.sha256(changes).hexdigest() if changes.strip() else None,
+        "cpu": run.result["environment"].get("cpu"),
+        "attention": (run.result.get("attention") or {}).get("backend"),
+        **versions,
+        **{key: run.result.get(key) for key in ("device", "world_size", "precision")},
+    }
+    return {key: str(value) for key, value in facts.items()}
 
 
 def curve(folder: Path, key: str) -> list[tuple[int, float, float]]:
-    """(step, seconds of training, value) of each logged step that has the key; a line cut by a kill is left out."""
+    """(step, seconds of training, value) of each logged step with a finite value; a line cut by a kill is left out."""
     points = []
     with contextlib.suppress(OSError):
-        for line in RunDir(folder).metrics.read_text().splitlines():
+        for line in RunDir(folder).metrics.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
-                points.append((int(record["step"]), float(record["train_seconds"]), float(record[key])))
+                point = (int(record["step"]), float(record["train_seconds"]), float(record[key]))
+                points += [point] if all(map(math.isfinite, point)) else []
     return points

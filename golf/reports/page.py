@@ -31,10 +31,10 @@ def grids_of(analysis: Analysis) -> list[Grid]:
 
 def summary_of(analysis: Analysis) -> str:
     """One sentence on what stands here."""
-    runs = sum(len(line.row.results) for line in analysis.lines)
-    started = sum(line.row.started for line in analysis.lines)
+    runs = sum(len(line.row.counted) for line in analysis.lines)
+    started = sum(len(line.row.runs) for line in analysis.lines)
     rows = len(analysis.lines)
-    text = f"{rows} row{'s' * (rows != 1)}, {runs} finished of {started} started runs, {analysis.track} track."
+    text = f"{rows} row{'s' * (rows != 1)}, {runs} counted of {started} started runs, {analysis.track} track."
     if analysis.pooled is not None:
         text += (
             f" Noise between seeds: sd {analysis.pooled.sd:.5f} BPB (pooled, {analysis.pooled.df} degrees of freedom)."
@@ -55,17 +55,14 @@ def to_markdown(analyses: Sequence[Analysis], agreements: Sequence[Agreement]) -
 
 
 def to_csv(analyses: Sequence[Analysis]) -> str:
-    """One line a started run, all numbers unrounded; state is done, or why there are no numbers."""
+    """One line a run folder, all numbers unrounded; state says which of them count (done), and why others do not."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sweep", "state", *RUN_COLUMNS])
     for analysis in analyses:
-        for line in analysis.lines:
-            for result in line.row.results.values():
-                writer.writerow([analysis.sweep.label, "done", *(result[key] for key in RUN_COLUMNS)])
-            for lost in line.row.lost:
-                blank = [""] * (len(RUN_COLUMNS) - 2)
-                writer.writerow([analysis.sweep.label, lost.state, line.row.name, lost.seed, *blank])
+        for row, run in ((line.row, run) for line in analysis.lines for run in line.row.runs):
+            numbers = run.result or {"label": row.name, "seed": run.seed, "config_hash": run.config_hash}
+            writer.writerow([analysis.sweep.label, run.state, *(numbers.get(key) for key in RUN_COLUMNS)])
     return text.getvalue()
 
 

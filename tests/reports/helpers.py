@@ -15,6 +15,11 @@ def result(seed: int, bpb: float, **changes: Any) -> dict[str, Any]:
         "status": "done",
         "seed": seed,
         "track": "tiny",
+        "data": {"corpus": "sotu", "split": "val"},
+        "device": "cpu",
+        "world_size": 1,
+        "precision": "fp32",
+        "attention": {"backend": "sdpa"},
         "val_bpb": bpb,
         "val_loss": bpb * 2,
         "eval_main": "plain",
@@ -55,9 +60,10 @@ def run(
     config_hash = json.dumps(model, sort_keys=True)
     folder = sweep / (name or f"{row}-s{seed}-{abs(hash(config_hash)) % 10**8:08d}")
     (folder / "log").mkdir(parents=True)
-    node = {"label": row, "seed": seed, "model": model, "budget": {"max_steps": 200}, "log": {"every_steps": 1}}
+    node = {"label": row, "seed": seed, "log": {"every_steps": 1}}
+    identity = {"seed": seed, "model": model, "budget": {"max_steps": 200}}
     names = {"fingerprint": f"{config_hash}{seed}", "config_hash": config_hash}
-    (folder / "config.json").write_text(json.dumps({"run": node, **names}))
+    (folder / "config.json").write_text(json.dumps({"run": node, "identity": identity, **names}))
     records = [{"step": s, "loss": 6.0 - s / 100, "train_seconds": s / 10, "step_ms": 1.0} for s in range(1, 201, 10)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if isinstance(outcome, float):

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import os
+import random
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -49,26 +49,65 @@ def test_each_row_gets_the_words_that_its_numbers_allow(tmp_path: Path) -> None:
     assert better.changes == ["model.dim: 96 -> 112"]
 
 
-def test_better_without_the_margin_and_adjusted_for_many_rows(tmp_path: Path) -> None:
-    rows = {"base": GOOD["base"], "a": {1: 1.998, 2: 1.9981, 3: 1.9979, 4: 1.998}}
+def test_verdicts_are_adjusted_for_many_rows(tmp_path: Path) -> None:
+    rows = {"base": GOOD["base"], "a": {1: 1.9965, 2: 1.9967, 3: 1.9963, 4: 1.9964}}
     one, _ = read(sweep(tmp_path / "one", rows, "base"))
-    p = one.lines[1].difference.p_zero  # type: ignore[union-attr]
+    p, beyond = one.lines[1].difference.p_zero, one.lines[1].difference.p_margin  # type: ignore[union-attr]
+    assert p is not None and beyond is not None and p < 0.01 < beyond and one.lines[1].verdict == "better"
+    loose, _ = read(tmp_path / "one", margin_nats=0.0)
+    assert loose.lines[1].difference.p_margin == pytest.approx(p)  # type: ignore[union-attr]
+    assert loose.lines[1].verdict == "better by the margin"
     many = rows | {f"x{index}": {1: 2.0, 2: 2.002, 3: 2.001} for index in range(40)}
-    two, _ = read(sweep(tmp_path / "two", many, "base"))
-    assert p is not None and 0.001 < p < 0.05
+    two, _ = read(sweep(tmp_path / "two", many, "base"), margin_nats=0.0)
     assert two.lines[1].p_holm == pytest.approx(min(1.0, 41 * p)) and two.lines[1].verdict == "not shown"
-    strict, _ = read(tmp_path / "one", margin_nats=0.0)
-    assert strict.lines[1].difference.p_margin == pytest.approx(p)  # type: ignore[union-attr]
+
+
+def test_no_row_is_called_anything_too_often_when_none_differs(tmp_path: Path) -> None:
+    """Forty sweeps of eight equal rows: at most a few verdicts of any kind (both families are held at 1 %)."""
+    rng = random.Random(4)
+    folder = sweep(tmp_path / "t", {f"r{index}": {1: 2.0, 2: 2.0, 3: 2.0} for index in range(9)}, "r0")
+    loaded, calls = load(folder), 0
+    for _ in range(40):
+        for row in loaded.rows.values():
+            for run_ in row.runs:
+                assert run_.result is not None
+                run_.result["val_bpb"] = rng.gauss(2.0, 0.001)
+        calls += sum(line.verdict.startswith(("better", "worse")) for line in analyse(loaded).lines)
+    assert calls <= 3
+
+
+@pytest.mark.parametrize(
+    "fault, changes",
+    [
+        ("over the cap", {"fits": False}),
+        ("illegal", {"legal": False}),
+        ("illegal", {"evals": {"plain": {"val_bpb": 1.5, "tokens": TOKENS, "bytes": BYTES, "legal": False}}}),
+    ],
+)
+def test_a_better_row_that_may_not_count_says_so(tmp_path: Path, fault: str, changes: dict) -> None:
+    folder = sweep(tmp_path / "t", {"base": GOOD["base"]}, "base", (1, 2, 3))
+    for seed in (1, 2, 3):
+        run(folder, "a", seed, 1.5 + seed / 1000, model={"_target_": "x.LMConfig", "dim": 1}, **changes)
+    found, lines = read(folder)
+    assert lines["a"].verdict == f"better by the margin, but {fault}"
+    assert f"a: {fault} on seed 1, 2, 3." in notes_of(found)
+
+
+def test_lost_and_unregistered_seeds_stand_beside_a_claim(tmp_path: Path) -> None:
+    rows = {"base": GOOD["base"], "a": {1: 1.5, 2: 1.501, 3: "raised"}, "b": {7: 1.5, 8: 1.501, 9: 1.502}}
+    _, lines = read(sweep(tmp_path / "t", rows, "base", (1, 2, 3)))
+    assert lines["a"].verdict.endswith("but failed seeds, other seeds than registered")
+    assert lines["b"].verdict.endswith("but other seeds than registered")
 
 
 def test_failed_seeds_are_counted_and_named(tmp_path: Path) -> None:
     rows = GOOD | {"better": {1: 1.99, 2: "out of memory at step 7", 3: 1.991}, "gone": {1: "killed by SIGKILL"}}
     found, lines = read(sweep(tmp_path / "t", rows, "base", (1, 2, 3)))
-    assert (lines["better"].row.started, len(lines["better"].row.results)) == (3, 2)
+    assert (len(lines["better"].row.runs), len(lines["better"].row.counted)) == (3, 2)
     assert lines["gone"].verdict == "no finished run"
     notes = notes_of(found)
     assert "better: seed 2 failed: out of memory at step 7." in notes
-    assert "better: registered seeds 2 have no result." in notes
+    assert "better: no result yet for registered seed 2." in notes
     text = page.to_markdown([found], [])
     assert "| better |" in text and "2 of 3" in text and "| better | 2 | failed |" in text
 
@@ -80,10 +119,10 @@ def test_rows_of_mixed_configurations_are_refused(tmp_path: Path) -> None:
     assert lines["better"].verdict == "refused: its seeds ran with different model.dim"
     assert lines["better"].score is None and lines["better"].difference is None and lines["same"].difference is not None
     page.to_html([found], [])
-    mixed, _ = read(folder, margin_nats=0.1)
     again = analyse(load(folder, "better"))
     assert all(line.difference is None for line in again.lines)
-    assert "The control better ran with different model.dim: no row is compared." in again.notes and mixed.notes == []
+    assert "The control better ran with different model.dim: no row is compared." in again.notes
+    assert len(list(csv.reader(io.StringIO(page.to_csv([again]))))) == 14, "every run that was started has its line"
 
 
 def test_one_seed_ties_and_no_spread_have_words(tmp_path: Path) -> None:
@@ -94,8 +133,13 @@ def test_one_seed_ties_and_no_spread_have_words(tmp_path: Path) -> None:
         "one": {1: 1.0},
     }
     found, lines = read(sweep(tmp_path / "t", rows, "base"))
-    no_test = "no test: one seed, or no spread"
-    assert [line.verdict for line in found.lines] == ["control", "tie", no_test, no_test]
+    assert [line.verdict for line in found.lines] == [
+        "control",
+        "tie, without any spread",
+        "no test: no spread between seeds",
+        "no test: it has one seed",
+    ]
+    assert lines["flat"].needed is None
     assert lines["one"].score is not None and lines["one"].score.sd is None
     for text in (page.to_markdown([found], []), page.to_html([found], []), page.to_csv([found])):
         assert "nan" not in text.lower().replace("nats", "")
@@ -119,6 +163,7 @@ def test_what_makes_two_results_hard_to_compare_is_marked(tmp_path: Path) -> Non
     folder = sweep(tmp_path / "t", GOOD, "base", (1, 2, 3))
     dim = {"_target_": "golf.models.lm.LMConfig"}
     other = ENVIRONMENT | {"torch": "2.14.0"}
+    elsewhere = {"corpus": "enmix", "split": "val"}
     text = {"plain": {"val_bpb": 1.0, "tokens": TOKENS, "bytes": BYTES + 1, "legal": True}}
     run(folder, "new_torch", 1, 2.0, model=dim | {"dim": 1}, environment=other)
     run(folder, "two_torches", 1, 2.0, model=dim | {"dim": 2}, environment=other)
@@ -127,13 +172,19 @@ def test_what_makes_two_results_hard_to_compare_is_marked(tmp_path: Path) -> Non
     run(folder, "illegal", 1, 2.0, model=dim | {"dim": 4}, legal=False)
     run(folder, "by_clock", 1, 2.0, model=dim | {"dim": 5}, deterministic=False)
     run(folder, "other_text", 1, 1.0, model=dim | {"dim": 6}, evals=text)
+    run(folder, "other_corpus", 1, 1.0, model=dim | {"dim": 7}, data=elsewhere)
+    run(folder, "on_gpus", 1, 2.0, model=dim | {"dim": 8}, device="H100", world_size=8, precision="bf16")
+    (run(folder, "edited", 1, 2.0, model=dim | {"dim": 9}) / "diff.patch").write_text("+ a line")
     found, lines = read(folder)
     notes = "\n".join(notes_of(found))
     for words in (
         "new_torch: another environment than the control's (torch).",
         "two_torches: its seeds ran in different environments (torch).",
         "over: over the cap on seed 9.",
-        "over: seeds 9 were not registered in the sweep file.",
+        "over: not registered in the sweep file: seed 9.",
+        "other_corpus: scored on other text than the control: not compared.",
+        "on_gpus: another environment than the control's (device, world_size, precision).",
+        "edited: another environment than the control's (uncommitted changes).",
         "illegal: illegal on seed 1.",
         "by_clock: the wall clock shaped it: a repeat differs.",
         "other_text: scored on other text than the control: not compared.",
@@ -142,14 +193,47 @@ def test_what_makes_two_results_hard_to_compare_is_marked(tmp_path: Path) -> Non
     assert lines["other_text"].verdict == "not compared" and lines["over"].max_bytes == 600_000
 
 
-def test_of_several_runs_of_one_seed_the_newest_counts(tmp_path: Path) -> None:
+def test_of_several_runs_of_one_seed_the_newest_counts_and_the_others_are_shown(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "t", {"base": {1: 2.0}})
-    again = run(folder, "base", 1, 2.5, name="base-s1-again-r2")
-    (first,) = (path for path in folder.glob("base-s1*") if path != again)
-    os.utime(first / "config.json", (1, 1))
+    (first,) = folder.glob("base-s1*")
+    for number, score in ((10, 2.5), (2, 1.9)):  # by number, not by name or age
+        run(folder, "base", 1, score, name=f"{first.name}-r{number}")
     found, lines = read(folder)
-    assert lines["base"].row.values("val_bpb") == [2.5]
-    assert "base: seed 1 trained more than once; the newest counts." in notes_of(found)
+    assert lines["base"].row.values("val_bpb") == [2.5] and len(lines["base"].row.runs) == 3
+    assert f"base: seed 1 was trained again; {first.name}-r2 (1.9000) counts no more." in notes_of(found)
+    assert [row["state"] for row in csv.DictReader(io.StringIO(page.to_csv([found])))].count("superseded") == 2
+    assert "1 of 3" in page.to_markdown([found], [])
+
+
+def test_what_was_asked_for_and_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "t", GOOD | {"never": {}}, "base")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    found, _ = read(folder)
+    assert "Rows that were asked for and never started: never." in found.notes
+    assert "Folders without a readable config.json, counted nowhere: broken." in found.notes
+
+
+def test_odd_texts_and_files_break_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = sweep(tmp_path / "t", {"base": GOOD["base"]}, "base")
+    odd = {"_target_": "x.LMConfig", "name": "[/x] <script> a|b"}
+    for seed in (1, 2, 3):
+        path = run(folder, "odd", seed, 6.0 + seed, model=odd)
+        (path / "metrics.jsonl").write_bytes(b'\xff\n{"step": 1, "train_seconds": 1, "loss": Infinity}\n7\n')
+    node = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(node | {"purpose": "is [/] <b> it", "rows": None}))
+    assert report.main([str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "is [/] <b> it" in shown and "[/x] <script> a|b" in shown
+    assert "<script>" not in (folder / "report.html").read_text() and "a\\|b" in (folder / "report.md").read_text()
+
+
+def test_many_rows_and_far_rows_stay_legible(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    rows = {f"windows_on_early_layers_with_size_{index}": {1: 2 + index / 1e4, 2: 2.0} for index in range(30)}
+    rows["diverged"] = {1: 6.0, 2: 6.1}
+    drawn = figures(read(sweep(tmp_path / "t", rows, "windows_on_early_layers_with_size_0"))[0])
+    scores = next(svg for caption, svg in drawn.items() if caption.startswith("Score"))
+    assert "6.05 →" in scores and "ith_size_29" in scores and not list(recwarn)
 
 
 def test_a_fixed_bar_is_a_one_sample_test(tmp_path: Path) -> None:
@@ -170,13 +254,14 @@ def test_the_same_rows_on_two_tracks(tmp_path: Path) -> None:
     assert agreement(first, alone) is None
 
 
-def test_swapped_parts_are_one_change(tmp_path: Path) -> None:
-    base = {"mlp": {"_target_": "golf.models.mlp.Relu2Config", "expand": 2.0}, "dim": 96}
+def test_in_swapped_parts_what_both_have_is_still_compared(tmp_path: Path) -> None:
+    base = {"mlp": {"_target_": "golf.models.mlp.Relu2Config", "expand": 2.0, "slope": 1}, "dim": 96}
     ours = {"mlp": {"_target_": "golf.models.mlp.SwiGLUConfig", "expand": 3.0, "multiple": 64}, "dim": 96}
     run(tmp_path, "base", 1, 2.0, model=base)
     run(tmp_path, "swiglu", 1, 2.0, model=ours)
     rows = load(tmp_path).rows
-    assert differences(rows["swiglu"], rows["base"]) == ["model.mlp: Relu2 -> SwiGLU"]
+    assert differences(rows["swiglu"], rows["base"]) == ["model.mlp: Relu2 -> SwiGLU", "model.mlp.expand: 2.0 -> 3.0"]
+    assert differences(rows["base"], rows["base"]) == ["nothing: the control's own configuration"]
 
 
 def test_the_door_writes_three_files_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -197,7 +282,7 @@ def test_the_door_writes_three_files_that_agree(tmp_path: Path, capsys: pytest.C
 def test_every_plot_has_units_and_n(tmp_path: Path) -> None:
     found, _ = read(sweep(tmp_path / "t", GOOD, "base"))
     drawn = figures(found)
-    assert len(drawn) == 8 and sum("n = 3" in caption for caption in drawn) == 6
+    assert len(drawn) == 8 and all("n = 3" in caption for caption in drawn)
     units = ("bits per byte", "BPB", "million bytes", "milliseconds", "nats per token")
     for caption, svg in drawn.items():
         ElementTree.fromstring(svg)
@@ -208,11 +293,11 @@ def test_every_plot_has_units_and_n(tmp_path: Path) -> None:
 def test_curves_mark_the_cap_of_a_wall_clock_budget(tmp_path: Path) -> None:
     folder = run(tmp_path, "a", 1, 2.0)
     node = json.loads((folder / "config.json").read_text())
-    node["run"]["budget"] = {"max_seconds": 25.0}
+    node["identity"]["budget"] = {"max_seconds": 25.0}
     (folder / "config.json").write_text(json.dumps(node))
     drawn = figures(read(tmp_path)[0])
-    assert "cap 25 s" in drawn["Training loss by seconds of training: a line a seed, smoothed"]
-    assert "cap 25 s" not in drawn["Training loss by step: a line a seed, smoothed"]
+    assert "cap 25 s" in drawn["Training loss by seconds of training: a line a seed, smoothed (n = 1)"]
+    assert "cap 25 s" not in drawn["Training loss by step: a line a seed, smoothed (n = 1)"]
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
