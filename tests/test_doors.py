@@ -154,18 +154,20 @@ def test_a_missing_tracker_names_the_way_out(
     assert code == 2 and "log=wandb: the package wandb is not installed; pip install wandb, or log=none" in err
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "golf" / "train.py"), *arguments], capture_output=True, text=True, timeout=200
-    )
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    line = [sys.executable, str(ROOT / "golf" / "train.py"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=cwd)
 
 
 def test_as_a_command(toy_folder: Path, tmp_path: Path) -> None:
     """Bad input, a plan, a run, the same run again: what a user sees."""
     base = toy_overrides(toy_folder, [f"outputs={tmp_path / 'outputs'}"])
-    bad = command(*base, "model.dimm=3")
+    here = tmp_path / "here"
+    here.mkdir()
+    bad = command(*base, "model.dimm=3", cwd=here)
     assert (bad.returncode, bad.stdout) == (2, "") and len(bad.stderr.splitlines()) == 1
-    plan = command(*base, "plan=true")
+    plan = command(*base, "plan=true", cwd=here)
+    assert not list(here.iterdir()), "nothing is left where the command was given"
     assert plan.returncode == 0 and "bytes predicted of 500,000" in plan.stdout and not (tmp_path / "outputs").exists()
     first = command(*base)
     assert first.returncode == 0 and "artifact, read back" in first.stdout, first.stderr

@@ -26,7 +26,7 @@ class GolfSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from golf.errors import RunError, UserError
-        from golf.launcher.grid import expand, sweep_label
+        from golf.launcher.grid import expand, quoted, sweep_label
 
         plan = plan_of(self.config)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -36,7 +36,7 @@ class GolfSweeper(Sweeper):
         cells = expand(plan, axes)
         if not any(axis.key == "sweep_label" for axis in axes):
             name = self.config.hydra.runtime.choices.get("sweep")
-            cells = [[*cell, f"sweep_label='{sweep_label(name, axes)}'"] for cell in cells]
+            cells = [[*cell, f"sweep_label={quoted(sweep_label(name, axes))}"] for cell in cells]
         returns = self.launcher.launch(cells, 0)
         if bad := sum(job.status != JobStatus.COMPLETED for job in returns):
             raise RunError(f"{bad} of {len(cells)} runs have no result; the same command does what is missing")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from golf import train
+from golf import report, train
 from golf.compose import CONF
 from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import read_standing
@@ -87,7 +87,7 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
-    toy_folder: Path, tmp_path: Path, door: Door
+    toy_folder: Path, tmp_path: Path, door: Door, capfd: pytest.CaptureFixture
 ) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     undisturbed = start(toy_folder, calm)
@@ -128,6 +128,7 @@ def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
         assert scores[0] == scores[1]
     register = json.loads((calm / folders[0].parent / "sweep.json").read_text())
     assert set(register["cells"]) == {folder.name for folder in folders}
+    assert report.main([str((calm / folders[0]).parent)]) == 0 and "2 counted of 2 started" in capfd.readouterr().out
     command = shlex.split((calm / folders[0] / "command.txt").read_text())
     rest = [sys.executable, str(ROOT / "golf" / "train.py"), *command[1:]]
     lone = subprocess.run(rest, capture_output=True, text=True, timeout=100)
