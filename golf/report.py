@@ -72,10 +72,6 @@ def main(line: list[str] | None = None) -> int:
         analyses = [analyse(sweep, margin_nats=chosen.margin, bar=chosen.bar) for sweep in sweeps]
         pairs = [(other, agreement(analyses[0], other)) for other in analyses[1:]]
         agreements = [found for _, found in pairs if found is not None]
-        show(analyses, agreements, wide_console())
-        for other, found in pairs:
-            if found is None:
-                print(f"{sweeps[0].label} and {other.sweep.label} compare no row of the same name with their controls")
         folder = sweeps[0].folder
         texts = {
             "report.md": page.to_markdown(analyses, agreements),
@@ -84,6 +80,10 @@ def main(line: list[str] | None = None) -> int:
         }
         for name, text in texts.items():
             write_atomic(folder / name, text)
+        show(analyses, agreements, wide_console())
+        for other, found in pairs:
+            if found is None:
+                print(f"{sweeps[0].label} and {other.sweep.label} compare no row of the same name with their controls")
         print(f"\nwritten: {', '.join(str(folder / name) for name in texts)}")
         if chosen.wandb:
             project, entity = tracked_as(sweeps)

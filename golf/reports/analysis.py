@@ -91,13 +91,13 @@ def analyse(sweep: Sweep, *, margin_nats: float = MARGIN_NATS, bar: float | None
 
 def _sweep_notes(sweep: Sweep, control: Row | None) -> list[str]:
     notes = []
-    if sweep.control is None:
+    if sweep.control is None and len(sweep.rows) > 1:
         notes.append("No control is named (in the sweep file, or --control ROW): rows are shown and not compared.")
-    elif control is None:
+    elif sweep.control is not None and control is None:
         notes.append(f"The control {sweep.control} has no run in this folder: no row is compared.")
-    elif control.mixed:
+    elif control is not None and control.mixed:
         notes.append(f"The control {sweep.control} ran with different {_listed(control.mixed)}: no row is compared.")
-    elif not control.results:
+    elif control is not None and not control.results:
         notes.append(f"The control {sweep.control} has no finished run: no row is compared.")
     if absent := [name for name in sweep.asked if name not in sweep.rows]:
         notes.append(f"Rows that were asked for and never started: {_listed(absent)}.")

@@ -150,11 +150,14 @@ def test_without_a_control_nothing_is_compared_and_it_says_so(tmp_path: Path) ->
     assert named.notes == ["The control absent has no run in this folder: no row is compared."]
     bare = tmp_path / "bare"
     run(bare, "a", 1, 2.0)
+    run(bare, "b", 1, 2.0)
     unnamed, lines = read(bare)
     assert "No control is named" in unnamed.notes[0] and lines["a"].verdict == "not compared"
     lost, _ = read(sweep(tmp_path / "lost", {"base": {1: "raised"}, "a": {1: 2.0, 2: 2.1}}, "base"))
     assert "The control base has no finished run: no row is compared." in lost.notes
     page.to_html([named, unnamed, lost], [])
+    alone = run(tmp_path / "alone", "a", 1, 2.0).parent
+    assert read(alone)[0].notes == [], "one row needs no control"
     with pytest.raises(UserError, match=r"--control x: no such row in .*; it has base, better"):
         load(tmp_path / "named", "x")
 
