@@ -57,6 +57,12 @@ def test_verdicts_are_adjusted_for_many_rows(tmp_path: Path) -> None:
     loose, _ = read(tmp_path / "one", margin_nats=0.0)
     assert loose.lines[1].difference.p_margin == pytest.approx(p)  # type: ignore[union-attr]
     assert loose.lines[1].verdict == "better by the margin"
+    six = {seed: 2.0 + offset for seed, offset in enumerate((0.0, 0.002, 0.001, 0.0005, 0.0015, 0.001))}
+    clear = {"base": six, "a": {seed: score - 0.004 for seed, score in six.items()}}
+    ten = clear | {f"x{index}": six for index in range(9)}
+    sweeps = [sweep(tmp_path / "few", clear, "base"), sweep(tmp_path / "ten", ten, "base")]
+    verdicts = [read(folder)[0].lines[1].verdict for folder in sweeps]
+    assert verdicts == ["better by the margin", "better"], "the margin's test is adjusted too"
     many = rows | {f"x{index}": {1: 2.0, 2: 2.002, 3: 2.001} for index in range(40)}
     two, _ = read(sweep(tmp_path / "two", many, "base"), margin_nats=0.0)
     assert two.lines[1].p_holm == pytest.approx(min(1.0, 41 * p)) and two.lines[1].verdict == "not shown"
