@@ -44,7 +44,7 @@ def bare_pair(cell: list[str], outputs: Path) -> float:
     for seed in (101, 102):
         run = compose([*cell, f"outputs={outputs}", f"seed={seed}"])
         prepared = run.data.prepare(Path(run.data_dir))
-        folder, _ = jobs.open_run(run, prepared, outputs, [])
+        folder, _ = jobs.open_run(run, prepared, [])
         ready.append(jobs.worker_command(run, folder, whole_machine()))
     begun = time.perf_counter()
     workers = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for command, env in ready]

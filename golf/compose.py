@@ -28,6 +28,14 @@ def run_of(config: DictConfig, choices: Mapping[str, str | None]) -> Run:
     return typed(node, "", Run)
 
 
+def run_of_whole(config: DictConfig) -> Run:
+    """The typed run of a configuration that still has its `hydra` node; the node is taken out."""
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return run_of(config, choices)
+
+
 @contextmanager
 def composing(arguments: Sequence[str]) -> Iterator[None]:
     """Whatever is wrong with a composition leaves as a UserError of one line."""
@@ -46,10 +54,7 @@ def compose(overrides: Sequence[str] = ()) -> Run:
     with composing(overrides):
         with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
             config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
-        choices = dict(config.hydra.runtime.choices)
-        OmegaConf.set_struct(config, False)
-        del config["hydra"]
-        return run_of(config, choices)
+        return run_of_whole(config)
 
 
 def one_line(error: Exception, arguments: Sequence[str]) -> str:

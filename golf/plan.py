@@ -3,11 +3,13 @@
 import math
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from golf.config import Run
+from golf.models.lm import LM
 from golf.roles import roles_of
 from golf.schedules import Tick
 from golf.tokens.prepare import Prepared
@@ -23,36 +25,54 @@ def flops_per_token(run: Run, shapes: dict[str, tuple[int, ...]], roles: dict[st
     return 6 * used + 6 * run.model.layers * run.model.dim * run.batch.sequence_length
 
 
-def show(run: Run, prepared: Prepared | None) -> None:
-    """Print the plan. prepared: the data where it is ready, None where it is not."""
-    console = Console(highlight=False)
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A run's model without weights: shapes and roles by parameter, and the artifact bytes expected of it."""
+
+    model: LM
+    shapes: dict[str, tuple[int, ...]]
+    roles: dict[str, str]
+    artifact_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
+
+
+def outline(run: Run) -> Outline:
+    """Build the model on the meta device and measure it."""
     model = run.model.build_on_meta()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     roles = roles_of(model)
-    console.print(_parts(shapes, roles, run.optimizer.assign(model), run.quant.assign(roles)))
+    return Outline(model, shapes, roles, run.quant.predict_bytes(shapes, roles, run.chosen_codec))
+
+
+def show(run: Run, prepared: Prepared | None) -> None:
+    """Print the plan. prepared: the data where it is ready, None where it is not."""
+    console = Console(highlight=False)
+    found = outline(run)
+    console.print(_parts(found, run.optimizer.assign(found.model), run.quant.assign(found.roles)))
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, text in _facts(run, shapes, roles, prepared).items():
+    for name, text in _facts(run, found, prepared).items():
         facts.add_row(name, text)
     console.print(facts)
     console.print(f"schedule ({type(run.schedule).__name__}, clock {run.budget.clock}): learning-rate multiplier")
     console.print(_schedule_line(run))
 
 
-def _parts(
-    shapes: dict[str, tuple[int, ...]], roles: dict[str, str], groups: dict[str, str], formats: dict[str, str]
-) -> Table:
+def _parts(found: Outline, groups: dict[str, str], formats: dict[str, str]) -> Table:
     table = Table(title="parameters by part", title_justify="left")
     for column in ("part", "role", "optimizer", "format"):
         table.add_column(column, no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     numbers: Counter[tuple[str, str, str, str]] = Counter()
-    for name, shape in shapes.items():
-        key = (_part(name), roles[name], groups[name], formats[name])
+    for name, shape in found.shapes.items():
+        key = (_part(name), found.roles[name], groups[name], formats[name])
         numbers[key] += math.prod(shape)
     for key, count in numbers.items():
         table.add_row(*key, f"{count:,}")
     table.add_section()
-    table.add_row("all", "", "", "", f"{sum(numbers.values()):,}", style="bold")
+    table.add_row("all", "", "", "", f"{found.parameters:,}", style="bold")
     return table
 
 
@@ -61,10 +81,8 @@ def _part(name: str) -> str:
     return re.sub(r"^stack\.blocks\.\d+", "block", name).removesuffix(".weight")
 
 
-def _facts(
-    run: Run, shapes: dict[str, tuple[int, ...]], roles: dict[str, str], prepared: Prepared | None
-) -> dict[str, str]:
-    predicted, cap = run.quant.predict_bytes(shapes, roles, run.chosen_codec), run.cap_bytes
+def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str]:
+    predicted, cap = found.artifact_bytes, run.cap_bytes
     verdict = "fits" if predicted <= cap else "[bold red]over the cap[/]"
     budget = run.budget
     limits = [f"{budget.max_steps:,} steps"] if budget.max_steps is not None else []
@@ -79,7 +97,7 @@ def _facts(
         "batch": f"{run.batch.tokens_per_step:,} tokens a step: {run.batch.sequences} sequences of "
         f"{run.batch.sequence_length}, {micro} in a forward, on {run.launch.nproc} process(es)",
         "budget": f"{' or '.join(limits)}, clock {budget.clock}",
-        "arithmetic": f"{flops_per_token(run, shapes, roles) / 1e6:,.1f} MFLOP a token",
+        "arithmetic": f"{flops_per_token(run, found.shapes, found.roles) / 1e6:,.1f} MFLOP a token",
         "artifact": f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): {verdict}",
     }
 

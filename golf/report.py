@@ -56,11 +56,8 @@ def show(analyses: list[Analysis], agreements: list[Agreement], console: Console
             console.print(f"- {note}", markup=False)
         for grid in page.grids_of(analysis):
             grids.to_terminal(grid, console)
-            if grid.under:
-                console.print(grid.under, style="dim")
     for found in agreements:
         grids.to_terminal(grids.agreement_grid(found), console)
-        console.print(grids.agreement_grid(found).under, style="dim")
 
 
 def main(line: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -125,16 +125,25 @@ class RunDir:
         status = read_json(self.status)
         return status if isinstance(status, dict) and {"state", "pid"} <= set(status) else {}
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder, or raise BusyError: a second process on a run is refused. The lock dies with its holder."""
-        with open(self.path / ".lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                who = f"another process (pid {self.get_status().get('pid', 'unknown')})"
-                raise BusyError(f"{self.path}: {who} is at work here; wait for it or stop it") from None
-            yield
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder, or raise BusyError: a second process on a run is refused."""
+
+        def busy() -> str:
+            pid = self.get_status().get("pid", "unknown")
+            return f"another process (pid {pid}) is at work here; wait for it or stop it"
+
+        return hold(self.path, busy)
+
+
+@contextlib.contextmanager
+def hold(folder: Path, busy: Callable[[], str]) -> Iterator[None]:
+    """Hold a folder, or raise BusyError in the words of `busy`. The lock dies with its holder."""
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{folder}: {busy()}") from None
+        yield
 
 
 def choose_folder(outputs: Path, sweep: str | None, label: str, seed: int, digest: str, *, rerun: bool) -> RunDir:

@@ -108,7 +108,7 @@ class ConsoleSink(Sink):
     def step(self, record: dict[str, Any]) -> None:
         self.bpb = record.get("val_bpb", self.bpb)
         line = f"step {record['step']:>5}  loss {record['loss']:.4f}  {record['step_ms']:.0f} ms/step"
-        line += f"  {_clock(record['seconds_left'])} left" + (f"  val {self.bpb:.4f} bpb" if self.bpb else "")
+        line += f"  {clock(record['seconds_left'])} left" + (f"  val {self.bpb:.4f} bpb" if self.bpb else "")
         if self.live:
             self.live.update(self.task, completed=record["step"], description=line)
         else:
@@ -125,8 +125,10 @@ class ConsoleSink(Sink):
             self.live.stop()
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def clock(seconds: float) -> str:
+    """75.2 -> 1:15, 3700 -> 1:01:40."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 # ---------------------------------------------------------------- trackers

@@ -74,7 +74,7 @@ def start(run: Run) -> int:
         rundir.require_writable(place, key)
     prepared = run.data.prepare(data_dir)
     checks.check_data(run, prepared)
-    folder, finished = jobs.open_run(run, prepared, outputs, sys.argv)
+    folder, finished = jobs.open_run(run, prepared, sys.argv)
     if finished is not None:
         result.show(finished)
         print(f"\nfinished before: {folder.path} (rerun=true trains it again)")

@@ -88,7 +88,8 @@ def work(
     run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, state: LoopState, config: dict[str, Any]
 ) -> None:
     """Train, export, write the result; sinks are opened and closed here."""
-    ledger, began_as = Ledger(), environment()  # the code may be edited while the run goes on
+    ledger = Ledger()
+    began_as = environment() if ranks.first else {}  # now: the code may be edited while the run goes on
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
     finished = None
     try:

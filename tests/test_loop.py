@@ -53,7 +53,7 @@ class Job:
         data = Path(run.data_dir)
         self.run = run
         self.prepared = run.data.prepare(data, log=lambda line: None)
-        self.folder, self.finished = jobs.open_run(run, self.prepared, Path(run.outputs), ["train.py"])
+        self.folder, self.finished = jobs.open_run(run, self.prepared, ["train.py"])
         self.command, self.environment = jobs.worker_command(run, self.folder, whole_machine())
         self.environment |= {"OMP_NUM_THREADS": "1"}
 

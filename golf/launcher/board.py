@@ -12,9 +12,10 @@ from rich.table import Table
 
 from golf.launcher.grid import Plan
 from golf.launcher.scheduler import Task
-from golf.launcher.standing import Standing, read_standing
-from golf.launcher.tables import clock, progress_of
+from golf.launcher.standing import Standing, read_standing, standing_of
+from golf.launcher.tables import progress_of
 from golf.rundir import write_atomic
+from golf.sinks import clock
 
 LOOK_SECONDS = 1.0  # between two looks at the folders of what runs
 FILE_SECONDS = 10.0  # STATUS.md is written so often, and whenever a state changes
@@ -133,7 +134,10 @@ def status_text(name: str, plan: Plan, tasks: Sequence[Task], count: str) -> str
     lines += ["", f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {count}.", ""]
     lines += ["| row | seed | state | step | loss | BPB | bytes | left | reason | folder |", "|" + "---|" * 10]
     for task in tasks:
-        standing = read_standing(task.folder) if task.state != "waiting" else Standing("waiting")
+        if task.result is not None:  # read once, not at every writing of this file
+            standing = standing_of(task.result)
+        else:
+            standing = read_standing(task.folder) if task.state != "waiting" else Standing("waiting")
         state = "done before" if task.state == "skipped" else task.state
         *numbers, _ = progress_of(task.run, standing)
         reason = task.reason.replace("|", "/").replace("\n", " ")

@@ -25,16 +25,16 @@ TORCHRUN_FAILED = re.compile(r"^E\d{4} .*torch/distributed/elastic.*failed \(exi
 TORCHRUN_CAUSE = re.compile(r"rank +: (\d+) .*\n *exitcode +: (-?\d+)")
 
 
-def folder_of(run: Run, prepared: Prepared, outputs: Path) -> RunDir:
-    """Where this run is, or will be; nothing is made."""
-    digest = fingerprint(run, prepared.digest)
+def folder_of(run: Run, digest: str) -> RunDir:
+    """Where the run of this fingerprint is, or will be; nothing is made."""
+    outputs = Path(run.outputs).resolve()
     return choose_folder(outputs, run.sweep_label, run.label, run.seed, digest, rerun=run.rerun)
 
 
-def open_run(run: Run, prepared: Prepared, outputs: Path, command: list[str]) -> tuple[RunDir, dict[str, Any] | None]:
+def open_run(run: Run, prepared: Prepared, command: list[str]) -> tuple[RunDir, dict[str, Any] | None]:
     """The run's folder, made or found, and its result where it is finished. BusyError where another process has it."""
     digest = fingerprint(run, prepared.digest)
-    folder = folder_of(run, prepared, outputs)
+    folder = folder_of(run, digest)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         finished, before = folder.finished(), read_json(folder.config)

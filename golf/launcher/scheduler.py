@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from golf.config import Launch, Run, fingerprint
+from golf.config import Launch, Run
 from golf.errors import BusyError, RunError
 from golf.launcher import jobs
+from golf.launcher.cells import Cell
 from golf.launcher.processes import Process
-from golf.launcher.slots import Pool, Slot, devices_needed
+from golf.launcher.slots import Pool, Slot
 from golf.rundir import RunDir
 from golf.tokens.prepare import Prepared
 
@@ -27,14 +28,16 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Task:
     """One cell on its way. state: waiting, running, done, skipped (finished before), failed or stopped.
 
-    seconds: wall time of all its attempts here; result: its result.json, once it has one; not_before, busy_since: when
-    its folder, held by another process, is tried again, and was first found so (monotonic seconds).
+    digest: its fingerprint; devices: how many CUDA devices it needs; seconds: wall time of all its attempts here;
+    result: its result.json, once it has one; not_before, busy_since: when its folder, held by another process, is tried
+    again, and was first found so (monotonic seconds).
     """
 
-    run: Run
+    cell: Cell
     prepared: Prepared
-    overrides: list[str]
+    digest: str
     folder: RunDir
+    devices: int
     state: str = "waiting"
     reason: str = ""
     log_tail: str = ""
@@ -45,12 +48,12 @@ class Task:
     busy_since: float | None = None
 
     @property
-    def digest(self) -> str:
-        return fingerprint(self.run, self.prepared.digest)
+    def run(self) -> Run:
+        return self.cell.run
 
     @property
     def name(self) -> str:
-        return f"{self.run.label}-s{self.run.seed}"
+        return self.cell.name
 
     @property
     def console(self) -> Path:
@@ -110,7 +113,7 @@ class Scheduler:
     def _start_what_fits(self) -> None:
         """In order: a task that needs many devices is not overtaken for ever by those that need few."""
         while not self.halted and (task := self._next()) is not None:
-            slot = self.pool.take(devices_needed(task.run))
+            slot = self.pool.take(task.devices)
             if slot is None:
                 return
             self.waiting.remove(task)
@@ -144,13 +147,13 @@ class Scheduler:
 
     def _start(self, task: Task, slot: Slot) -> bool:
         """Open the folder and start the processes there; False where the run is finished already."""
-        run, command = task.run, ["golf/train.py", "hydra.mode=RUN", *task.overrides]
-        task.folder, finished = jobs.open_run(run, task.prepared, Path(run.outputs).resolve(), command)
+        command = ["golf/train.py", "hydra.mode=RUN", *task.cell.overrides]
+        task.folder, finished = jobs.open_run(task.run, task.prepared, command)
         if finished is not None:
             task.result = finished
             self._change(task, "skipped")
             return False
-        line, environment = jobs.worker_command(run, task.folder, slot)
+        line, environment = jobs.worker_command(task.run, task.folder, slot)
         self.attempts.append(Attempt(task, Process(line, environment, task.console), slot))
         task.attempts += 1
         self._change(task, "running")

@@ -26,11 +26,16 @@ class Standing:
     message: str = ""
 
 
+def standing_of(result: dict[str, Any]) -> Standing:
+    """Of a run that has its result."""
+    return Standing("done", result["steps"], None, result["val_bpb"], 0.0, result["artifact_bytes"])
+
+
 def read_standing(folder: RunDir) -> Standing:
     """Read result.json, else status.json and the end of metrics.jsonl."""
     finished = folder.finished()
     if finished is not None:
-        return Standing("done", finished["steps"], None, finished["val_bpb"], 0.0, finished["artifact_bytes"])
+        return standing_of(finished)
     status = folder.get_status()
     if not status:
         return Standing("waiting")

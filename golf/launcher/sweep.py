@@ -1,9 +1,8 @@
 """A sweep from typed cells to what came of each: skip what is done, run the rest on slots. Knows nothing of Hydra."""
 
-import contextlib
-import fcntl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from golf.launcher.board import Board
 from golf.launcher.cells import Cell, find, prepare
 from golf.launcher.grid import Plan
 from golf.launcher.scheduler import Scheduler, Task
-from golf.launcher.slots import pool_for
+from golf.launcher.slots import devices_needed, pool_for
 from golf.rundir import RunDir, read_json, write_json
 from golf.tokens.prepare import Prepared
 
@@ -88,8 +87,8 @@ def _show_plans(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> None
 
 
 def _task(cell: Cell, prepared: Prepared) -> Task:
-    folder = jobs.folder_of(cell.run, prepared, Path(cell.run.outputs).resolve())
-    return Task(cell.run, prepared, cell.overrides, folder)
+    digest = fingerprint(cell.run, prepared.digest)
+    return Task(cell, prepared, digest, jobs.folder_of(cell.run, digest), devices_needed(cell.run))
 
 
 def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
@@ -108,7 +107,7 @@ def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
         cells[task.folder.path.name] = {
             "row": task.run.label,
             "seed": task.run.seed,
-            "overrides": task.overrides,
+            "overrides": task.cell.overrides,
             "fingerprint": task.digest,
             "config_hash": fingerprint(task.run, task.prepared.digest, with_seed=False),
         }
@@ -117,15 +116,9 @@ def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
     write_json(path, {"schema": SCHEMA, "label": folder.name, **said, "rows": rows, "cells": cells})
 
 
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One launcher a sweep; the lock dies with its holder."""
-    with open(folder / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder}: another launcher is at work here; launch.status=true shows it") from None
-        yield
+def _held(folder: Path) -> AbstractContextManager[None]:
+    """One launcher a sweep."""
+    return rundir.hold(folder, lambda: "another launcher is at work here; launch.status=true shows it")
 
 
 def _last_line(tasks: Sequence[Task]) -> str:

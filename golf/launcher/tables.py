@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,18 +13,11 @@ from golf.launcher.cells import Cell
 from golf.launcher.grid import key_of, says_what
 from golf.launcher.scheduler import Task
 from golf.launcher.standing import Standing, read_standing
-from golf.roles import roles_of
+from golf.plan import Outline, outline
+from golf.sinks import clock
 from golf.tokens.prepare import Prepared
 
 COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "stopped": "yellow", "interrupted": "yellow"}
-
-
-def clock(seconds: float | None) -> str:
-    """75.2 -> 1:15, 3700 -> 1:01:40; empty where unknown."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def console() -> Console:
@@ -34,24 +26,13 @@ def console() -> Console:
     return made if made.is_terminal else Console(highlight=False, width=160)
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Parameters of a run's model, and the artifact bytes expected of it."""
-
-    parameters: int
-    artifact_bytes: int
-
-
-def sizes(runs: Sequence[Run]) -> Iterator[Size]:
+def outlines(runs: Sequence[Run]) -> Iterator[Outline]:
     """In the order of the runs; each model is built (on the meta device) once, not once a seed."""
-    known: dict[str, Size] = {}
+    known: dict[str, Outline] = {}
     for run in runs:
         key = fingerprint(run, "", with_seed=False)
         if key not in known:
-            model = run.model.build_on_meta()
-            shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-            predicted = run.quant.predict_bytes(shapes, roles_of(model), run.chosen_codec)
-            known[key] = Size(sum(parameter.numel() for parameter in model.parameters()), predicted)
+            known[key] = outline(run)
         yield known[key]
 
 
@@ -62,8 +43,8 @@ def standings(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> list[t
         if prepared is None:
             table.append((Standing("waiting"), "no data yet"))
             continue
-        folder = jobs.folder_of(cell.run, prepared, Path(cell.run.outputs).resolve())
-        table.append((read_standing(folder), fingerprint(cell.run, prepared.digest)[:8]))
+        digest = fingerprint(cell.run, prepared.digest)
+        table.append((read_standing(jobs.folder_of(cell.run, digest)), digest[:8]))
     return table
 
 
@@ -79,7 +60,7 @@ def show_cells(cells: Sequence[Cell], found: Sequence[Prepared | None], title: s
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("hash", "state"):
         table.add_column(column, no_wrap=True)
-    expected, stand = sizes([cell.run for cell in cells]), standings(cells, found)
+    expected, stand = outlines([cell.run for cell in cells]), standings(cells, found)
     for cell, line, size, (standing, digest) in zip(cells, lines, expected, stand, strict=True):
         run, share = cell.run, size.artifact_bytes / cell.run.cap_bytes
         table.add_row(
@@ -126,7 +107,7 @@ def progress_of(run: Run, standing: Standing) -> tuple[str, str, str, str, str, 
         "" if standing.loss is None else f"{standing.loss:.4f}",
         "" if standing.bpb is None else f"{standing.bpb:.4f}",
         "" if standing.artifact_bytes is None else f"{standing.artifact_bytes:,}",
-        clock(standing.seconds_left) if standing.state == "running" else "",
+        clock(standing.seconds_left) if standing.state == "running" and standing.seconds_left is not None else "",
         standing.message,
     )
 

@@ -159,8 +159,7 @@ def _line(row: Row, control: Row | None, margin_bpb: float | None, bar: float | 
 def _faults(row: Row, seeds: Sequence[int]) -> list[str]:
     """What stands against any claim on this row."""
     faults = {
-        "over the cap": any(not result["fits"] for result in row.results),
-        "illegal": any(_illegal(result) for result in row.results),
+        **{name: bool(found) for name, found in _disqualified(row).items()},
         "failed seeds": len(row.counted) < len({run.seed for run in row.runs}),
         "other seeds than registered": bool(seeds) and {run.seed for run in row.counted} != set(seeds),
     }
@@ -171,16 +170,24 @@ def _illegal(result: dict[str, Any]) -> bool:
     return result["legal"] is False or result["evals"][result["eval_main"]]["legal"] is False
 
 
+def _disqualified(row: Row) -> dict[str, list[int]]:
+    """Why a score may not count -> the counted seeds that it holds for."""
+    scored = [(run.seed, run.result) for run in row.counted if run.result is not None]
+    return {
+        "over the cap": [seed for seed, result in scored if not result["fits"]],
+        "illegal": [seed for seed, result in scored if _illegal(result)],
+    }
+
+
 def _row_notes(row: Row, control: Row | None, seeds: Sequence[int]) -> list[str]:
-    done = {run.seed: run for run in row.counted}
+    done = [run.seed for run in row.counted]
     notes = [f"seed {run.seed} {run.state}: {run.reason or 'no word'}" for run in row.runs if run.result is None]
     for run in (run for run in row.runs if run.state == "superseded"):
         assert run.result is not None
         score = f"{run.result['val_bpb']:.4f}"
         notes.append(f"seed {run.seed} was trained again; {run.folder.name} ({score}) counts no more")
     marks = {
-        "over the cap on seed": [seed for seed, run in done.items() if run.result and not run.result["fits"]],
-        "illegal on seed": [seed for seed, run in done.items() if run.result and _illegal(run.result)],
+        **{f"{name} on seed": found for name, found in _disqualified(row).items()},
         "not registered in the sweep file: seed": [seed for seed in done if seeds and seed not in seeds],
         "no result yet for registered seed": [seed for seed in seeds if seed not in done],
     }

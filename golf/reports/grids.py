@@ -176,6 +176,8 @@ def to_terminal(grid: Grid, console: Console) -> None:
     for row in grid.rows:
         table.add_row(*map(escape, row))
     console.print(table)
+    if grid.under:
+        console.print(grid.under, style="dim")
 
 
 def to_markdown(grid: Grid) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from golf.errors import UserError
-from golf.launcher.standing import read_standing
+from golf.launcher.standing import read_standing, standing_of
+from golf.result import SCHEMA
 from golf.rundir import RunDir, read_json
 
-SCHEMA = 1
 KEYS = ("run", "identity", "config_hash")  # what a report needs of config.json
 
 
@@ -123,7 +123,7 @@ def _started(folder: RunDir, node: dict[str, Any]) -> Started:
     result = folder.finished()
     if result is not None and result.get("schema") != SCHEMA:
         raise UserError(f"{folder.result}: schema {result.get('schema')}, this golf reads {SCHEMA}; train it again")
-    standing = read_standing(folder)
+    standing = read_standing(folder) if result is None else standing_of(result)
     config = {key: item for key, item in node["identity"].items() if key != "seed"}
     return Started(
         folder=folder.path,

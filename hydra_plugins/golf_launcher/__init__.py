@@ -1,12 +1,13 @@
 """Hydra's launcher: composes and types every cell, then hands them to golf.launcher. No task is pickled or run here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 
 class GolfLauncher(Launcher):
@@ -38,9 +39,9 @@ class GolfLauncher(Launcher):
             for cell, outcome in zip(cells, outcomes, strict=True)
         ]
 
-    def _run_of(self, overrides: list[str]):  # type: ignore[no-untyped-def]
+    def _run_of(self, overrides: list[str]) -> Any:
         """The typed run of a cell. Cells that differ in the seed alone are composed once: composing takes most."""
-        from golf.compose import composing, run_of
+        from golf.compose import composing, run_of_whole
 
         seed = [override for override in overrides if override.startswith("seed=")]
         rest = tuple(override for override in overrides if not override.startswith("seed="))
@@ -48,9 +49,6 @@ class GolfLauncher(Launcher):
             if rest not in self.composed:
                 self.composed[rest] = self.loader.load_sweep_config(self.config, list(rest))
             config = self.composed[rest].copy()
-            OmegaConf.set_struct(config, False)
-            choices = dict(config.hydra.runtime.choices)
-            del config["hydra"]
             for override in OverridesParser.create().parse_overrides(seed):
                 config.seed = override.value()
-            return run_of(config, choices)
+            return run_of_whole(config)

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class GolfSweeper(Sweeper):
-    """purpose, control, seeds, rows: conf/hydra/sweeper/golf.yaml."""
+    """conf/hydra/sweeper/golf.yaml. What Hydra passes here is resolved already; plan_of reads rows as they stand."""
 
     def __init__(self, purpose: Any, control: Any, seeds: Any, rows: Any):
-        self.fields = {"purpose": purpose, "control": control, "seeds": seeds, "rows": rows}
+        pass
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config

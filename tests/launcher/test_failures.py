@@ -280,7 +280,7 @@ def test_seeds_stay_registered_as_they_were_before_any_result(go: Sweep, outputs
 def test_cells_get_devices_of_their_own(go: Sweep, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    for room in ("golf.launcher.slots", "golf.launcher.scheduler"):
+    for room in ("golf.launcher.slots", "golf.launcher.sweep"):
         monkeypatch.setattr(f"{room}.devices_needed", lambda run: run.launch.nproc)
     go("takes_a_while", "ok-b", "ok-c", nproc=2)
     taken = sorted(
