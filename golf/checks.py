@@ -19,10 +19,10 @@ def check(run: Run) -> None:
             f"launch.nproc={run.launch.nproc}: only {torch.cuda.device_count()} CUDA devices are visible; "
             f"try launch.nproc={torch.cuda.device_count()}"
         )
-    choose_backend(run.compute.attention, device)
+    choose_backend(run.compute.attention, device, run.model.mixer.kernel_channels(run.model.dim))
     model = run.model.build_on_meta()
     run.optimizer.assign(model)
-    run.quant.assign(roles_of(model))
+    run.quant.assign(roles_of(run.model.exported().build_on_meta()))
     run.chosen_codec.check()
     run.log.check()
 

@@ -345,8 +345,9 @@ def fingerprint(run: Run, data_digest: str, *, with_seed: bool = True) -> str:
 def register_resolvers() -> None:
     """${width:512} and its kin: full-size numbers, scaled by the track's factors.
 
-    width: to a multiple of 16; depth and steps: whole, at least 1; seq: to a multiple of 16; batch: tokens, to whole
-    sequences; area: a count of elements of a width x width matrix.
+    width: to a multiple of 16, or of a second argument (${width:640,20}: what ten heads need); depth and steps: whole,
+    at least 1, or a second argument (${depth:4,2}); seq: to a multiple of 16; batch: tokens, to whole sequences; area:
+    a count of elements of a width x width matrix.
     """
 
     def number(key: str, value: Any) -> float:
@@ -354,12 +355,15 @@ def register_resolvers() -> None:
             raise ValueError(f"{key}={value!r} is not a positive number; {key}=1 is the full size")
         return float(value)
 
-    def scaled(full: Any, factor: float, unit: int) -> int:
-        return max(1, round(float(full) * factor / unit)) * unit
+    def scaled(full: Any, factor: float, unit: int, least: int = 1) -> int:
+        return max(least, round(float(full) * factor / unit)) * unit
 
     def register(name: str, factor: str, unit: int, power: int = 1) -> None:
-        def resolve(full: Any, *, _root_: Any) -> int:
-            return scaled(full, number(f"scale.{factor}", _root_.scale[factor]) ** power, unit)
+        def resolve(full: Any, second: Any = None, *, _root_: Any) -> int:
+            by = number(f"scale.{factor}", _root_.scale[factor]) ** power
+            if second is None:
+                return scaled(full, by, unit)
+            return scaled(full, by, int(second)) if unit > 1 else scaled(full, by, unit, int(second))
 
         OmegaConf.register_new_resolver(name, resolve, replace=True)
 

@@ -17,6 +17,7 @@ from golf.errors import RunError
 from golf.evals.evaluator import Score
 from golf.ledger import Ledger
 from golf.loop import LoopState, Trained
+from golf.models.lm import LM
 from golf.roles import roles_of
 from golf.rundir import RunDir
 from golf.sinks import Sink
@@ -54,7 +55,7 @@ def export(
 
     # ---------------------------------------------------------------- the artifact, written and read back
     if ranks.first:
-        store(run, prepared, weights, roles_of(model), folder.artifact, ledger)
+        store(run, prepared, weights, folder.artifact, ledger)
     ranks.barrier()
     artifact = read_artifact(folder.artifact)
     fresh = artifact.model.to(ranks.device)
@@ -68,10 +69,9 @@ def export(
         sinks.note(
             f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s"
         )
-    stored = sum(parameter.numel() for parameter in fresh.parameters())
     return {
         **_score_part(run, raw, pre_quant, scores),
-        **_size_part(run, artifact.size_bytes, sum(p.numel() for p in model.parameters()), stored),
+        **_size_part(run, artifact.size_bytes, model, fresh),
         **_time_part(state, ledger),
         "peak_memory_bytes": _peak_memory(ranks.device),
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
@@ -84,16 +84,16 @@ def export(
     }
 
 
-def store(
-    run: Run, prepared: Prepared, weights: dict[str, Tensor], roles: dict[str, str], path: Path, ledger: Ledger
-) -> None:
-    """Quantise and write the artifact file."""
+def store(run: Run, prepared: Prepared, weights: dict[str, Tensor], path: Path, ledger: Ledger) -> None:
+    """Quantise and write the artifact file, without what only training uses."""
+    kept = run.model.exported()
+    roles = roles_of(kept.build_on_meta())
     with ledger.phase("quantise"):
-        stored = run.quant.quantize(weights, roles)
+        stored = run.quant.quantize({name: weights[name] for name in roles}, roles)
     with ledger.phase("encode"):
         write_artifact(
             path,
-            model=run.model,
+            model=kept,
             stored=stored,
             quant=run.quant,
             codec=run.chosen_codec,
@@ -127,7 +127,8 @@ def _score_part(run: Run, raw: Score, pre_quant: Score, scores: dict[str, Score]
     }
 
 
-def _size_part(run: Run, artifact_bytes: int, params: int, stored: int) -> dict[str, Any]:
+def _size_part(run: Run, artifact_bytes: int, model: LM, fresh: LM) -> dict[str, Any]:
+    stored = sum(parameter.numel() for parameter in fresh.parameters())
     return {
         "artifact_bytes": artifact_bytes,
         "code_bytes": 0,
@@ -136,8 +137,10 @@ def _size_part(run: Run, artifact_bytes: int, params: int, stored: int) -> dict[
         "cap_bytes": run.cap_bytes,
         "fits": artifact_bytes <= run.cap_bytes,
         "bits_per_param": 8 * artifact_bytes / stored,
-        "params": params,
+        "params": sum(parameter.numel() for parameter in model.parameters()),
         "params_stored": stored,
+        "params_repeated": fresh.repeated_params(),
+        "effective_depth": fresh.stack.effective_depth(),
     }
 
 

@@ -117,7 +117,7 @@ def train(
     # ---------------------------------------------------------------- data and model
     torch.manual_seed(run.seed)
     dtype = pick_precision(run.compute.precision, ranks.device)
-    backend = choose_backend(run.compute.attention, ranks.device)
+    backend = choose_backend(run.compute.attention, ranks.device, run.model.mixer.kernel_channels(run.model.dim))
     sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
     model = run.model.build().to(ranks.device)
     model.compute_dtype, model.attend = dtype, backend.attend
@@ -142,7 +142,7 @@ def train(
     if run.compute.compile:
         started = time.perf_counter()
         forward = torch.compile(model, dynamic=False)
-        warm_up(forward, optimizer, micro, run, ranks.device)
+        warm_up(forward, optimizer, micro, run, ranks.device, stages=len(model.stack.starts) + 1)
         sinks.note(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training)")
 
     # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
@@ -172,7 +172,9 @@ def train(
             tick = tick_of(run.budget, state)
             x_BT, y_BT = loader.batch(run.batch.sequences, run.batch.sequence_length)
             optimizer.zero_grad()
-            nll = accumulate(forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro)
+            nll = accumulate(
+                forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro, stage=model.stage(tick.progress)
+            )
             ranks.average_(gradients(model))
             multiplier = run.schedule(tick)
             optimizer.step(multiplier, tick)
@@ -209,12 +211,14 @@ def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict
     }
 
 
-def accumulate(forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Tensor, micro: int) -> Tensor:
+def accumulate(
+    forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Tensor, micro: int, stage: int
+) -> Tensor:
     """Add the gradients of the rows' mean loss, `micro` rows at a time; returns the mean nats per token (float64)."""
     parts = len(x_BT) // micro
     nll = torch.zeros((), dtype=torch.float64, device=x_BT.device)
     for x_bT, y_bT in zip(x_BT.split(micro), y_BT.split(micro), strict=True):
-        losses = forward(x_bT, y_bT)
+        losses = forward(x_bT, y_bT, stage)
         (torch.stack(list(losses.values())).sum() / parts).backward()
         nll += losses["nll"].detach() / parts
     return nll
@@ -239,12 +243,15 @@ def exchange(nll: Tensor, started: float, ranks: Ranks) -> tuple[float, float]:
     return loss, seconds
 
 
-def warm_up(forward: Callable, optimizer: Optimizer, micro: int, run: Run, device: torch.device) -> None:
-    """Compile forward and backward on made-up tokens: no text is read, no weight is moved."""
+def warm_up(
+    forward: Callable, optimizer: Optimizer, micro: int, run: Run, device: torch.device, *, stages: int
+) -> None:
+    """Compile forward and backward of every stage on made-up tokens: no text is read, no weight is moved."""
     shape = (micro, run.batch.sequence_length)
     x_BT = torch.randint(run.model.vocab_size, shape, device=device, generator=torch.Generator(device).manual_seed(0))
-    for _ in range(2):
-        torch.stack(list(forward(x_BT, x_BT).values())).sum().backward()
+    for stage in range(stages):
+        for _ in range(2):
+            torch.stack(list(forward(x_BT, x_BT, stage).values())).sum().backward()
     optimizer.zero_grad()
 
 

@@ -64,6 +64,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is dict:
         member = typing.get_args(hint)[1]
         return isinstance(value, dict) and all(_fits(item, member) for item in value.values())
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     options = typing.get_args(hint) or (hint,)
     return any(
         type(value) in (int, float)

@@ -18,11 +18,12 @@ MARKS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # where the schedule is shown, in part
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def flops_per_token(run: Run, shapes: dict[str, tuple[int, ...]], roles: dict[str, str]) -> int:
-    """Multiply-adds of forward and backward, times two: 6 a matrix weight (the tied table counts once, as the head),
-    plus 12 * layers * dim * T / 2 for causal attention."""
-    used = sum(math.prod(shape) for name, shape in shapes.items() if roles[name] != "scalar")
-    return 6 * used + 6 * run.model.layers * run.model.dim * run.batch.sequence_length
+def flops_per_token(run: Run, found: "Outline") -> int:
+    """Multiply-adds of forward and backward, times two: 6 a weight that is no scalar, for each visit of its block
+    (tables count once, as the head), plus 12 * visits * dim * T / 2 for causal attention."""
+    used = sum(math.prod(shape) for name, shape in found.shapes.items() if found.roles[name] != "scalar")
+    depth = found.model.stack.effective_depth()
+    return 6 * (used + found.model.repeated_params()) + 6 * depth * run.model.dim * run.batch.sequence_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,17 @@ def outline(run: Run) -> Outline:
     model = run.model.build_on_meta()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     roles = roles_of(model)
-    return Outline(model, shapes, roles, run.quant.predict_bytes(shapes, roles, run.chosen_codec))
+    kept = run.model.exported().build_on_meta()
+    stored = {name: tuple(parameter.shape) for name, parameter in kept.named_parameters()}
+    return Outline(model, shapes, roles, run.quant.predict_bytes(stored, roles_of(kept), run.chosen_codec))
 
 
 def show(run: Run, prepared: Prepared | None) -> None:
     """Print the plan. prepared: the data where it is ready, None where it is not."""
     console = Console(highlight=False)
     found = outline(run)
-    console.print(_parts(found, run.optimizer.assign(found.model), run.quant.assign(found.roles)))
+    formats = run.quant.assign(roles_of(run.model.exported().build_on_meta()))
+    console.print(_parts(found, run.optimizer.assign(found.model), formats))
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in _facts(run, found, prepared).items():
         facts.add_row(name, text)
@@ -67,7 +71,7 @@ def _parts(found: Outline, groups: dict[str, str], formats: dict[str, str]) -> T
     table.add_column("parameters", justify="right", no_wrap=True)
     numbers: Counter[tuple[str, str, str, str]] = Counter()
     for name, shape in found.shapes.items():
-        key = (_part(name), found.roles[name], groups[name], formats[name])
+        key = (_part(name), found.roles[name], groups[name], formats.get(name, "not stored"))
         numbers[key] += math.prod(shape)
     for key, count in numbers.items():
         table.add_row(*key, f"{count:,}")
@@ -97,7 +101,7 @@ def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str
         "batch": f"{run.batch.tokens_per_step:,} tokens a step: {run.batch.sequences} sequences of "
         f"{run.batch.sequence_length}, {micro} in a forward, on {run.launch.nproc} process(es)",
         "budget": f"{' or '.join(limits)}, clock {budget.clock}",
-        "arithmetic": f"{flops_per_token(run, found.shapes, found.roles) / 1e6:,.1f} MFLOP a token",
+        "arithmetic": f"{flops_per_token(run, found) / 1e6:,.1f} MFLOP a token",
         "artifact": f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): {verdict}",
     }
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from golf.compose import CONF, compose
 from golf.config import Run
-from golf.models.attention import rotary_tables, rotate
 from golf.models.kernels import choose_backend, sdpa
 from golf.models.lm import LM
 from golf.models.norms import norm
-from golf.models.slots import Context, OutputPartConfig, ValuePartConfig
+from golf.models.rope import rotary_tables, rotate
+from golf.models.slots import Context, Frame, Heads, OutputPartConfig, ValuePartConfig
 from golf.optim.optimizer import OptimizerConfig
 from golf.roles import roles_of
 from golf.schedules import Tick
@@ -85,10 +85,14 @@ def test_every_parameter_gets_a_gradient_after_one_step(run: Run) -> None:
 def test_every_parameter_is_claimed_once_by_optimizer_and_quantiser(run: Run) -> None:
     model = run.model.build_on_meta()
     names = {name for name, _ in model.named_parameters()}
-    assert set(run.optimizer.assign(model)) == set(run.quant.assign(roles_of(model))) == names
+    assert set(run.optimizer.assign(model)) == names
+    kept = run.model.exported().build_on_meta()
+    stored = {name for name, _ in kept.named_parameters()}
+    assert set(run.quant.assign(roles_of(kept))) == stored <= names
 
 
 def test_no_graph_breaks(run: Run) -> None:
+    torch.compiler.reset()  # models of other tests count towards the limit of recompilations
     ids = ids_for(run)
     whole = torch.compile(built(run), fullgraph=True, backend="aot_eager")
     assert torch.isfinite(whole(ids[:, :-1], ids[:, 1:])["nll"])
@@ -161,14 +165,14 @@ def test_rotation_depends_on_distance_only() -> None:
 
 @dataclass(kw_only=True, slots=True)
 class DoubleValueConfig(ValuePartConfig):
-    def build(self, dim: int, kv_heads: int, head_dim: int, layer: int, layers: int) -> nn.Module | None:
-        return Double() if layer == layers - 1 else None
+    def build(self, frame: Frame, shape: Heads) -> nn.Module | None:
+        return Double() if frame.layer == frame.layers - 1 else None
 
 
 @dataclass(kw_only=True, slots=True)
 class HalveOutputConfig(OutputPartConfig):
-    def build(self, dim: int, heads: int, kv_heads: int, layer: int, layers: int) -> nn.Module | None:
-        return Halve() if layer == layers - 1 else None
+    def build(self, frame: Frame, shape: Heads) -> nn.Module | None:
+        return Halve() if frame.layer == frame.layers - 1 else None
 
 
 class Double(nn.Module):
@@ -208,9 +212,11 @@ def test_attention_backend_is_never_silently_another() -> None:
 def test_flash_kernels_are_found_by_their_function_and_get_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake Hopper with a package that rejects fp32, as the real ones do, and one that only shares a name."""
 
-    def flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, None]:
+    def flash(
+        q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int] = (-1, -1)
+    ) -> tuple[Tensor, None]:
         assert causal and q.dtype == k.dtype == v.dtype == torch.bfloat16
-        return sdpa(q, k, v), None
+        return sdpa(q, k, v, window_size[0] if window_size[0] >= 0 else None), None
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu = torch.device("cuda")
@@ -244,16 +250,3 @@ def test_optimizer_names_override_roles_and_must_fit(toy: Callable[..., Run]) ->
     config.names = {"*.nope": "scalars"}
     with pytest.raises(ValueError, match=r"optimizer\.names\.\*\.nope: fits no parameter"):
         config.assign(run.model.build_on_meta())
-
-
-def test_swiglu_is_its_formula_at_the_parameters_of_the_ungated_mlp() -> None:
-    full = ["track=h100x8", "experiment=pr584_baseline"]
-    relu2, swiglu = (compose([*full, f"model/mlp={part}", "model.mlp.expand=3.0"]) for part in ("relu2", "swiglu"))
-    counts = [sum(p.numel() for p in run.model.build_on_meta().parameters()) for run in (relu2, swiglu)]
-    assert counts[0] == counts[1]
-    mlp = compose(["track=tiny", "model/mlp=swiglu"]).model.build().stack.blocks[0].mlp
-    nn.init.normal_(mlp.down.weight)
-    h_BTD = torch.randn(2, 3, 96)
-    gate, up = h_BTD @ mlp.gate.weight.T, h_BTD @ mlp.up.weight.T
-    expected = (gate * torch.sigmoid(gate) * up) @ mlp.down.weight.T
-    torch.testing.assert_close(mlp(h_BTD), expected)

@@ -1,36 +1,61 @@
-"""ids to vectors. Shapes: golf/models/slots.py."""
+"""ids to vectors: a table and named features. Shapes: golf/models/slots.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from golf.fields import positive
-from golf.models.slots import EmbedConfig
+from golf.fields import between, one_of, positive
+from golf.models.init import power_law_spectrum_
+from golf.models.norms import norm
+from golf.models.slots import EmbedConfig, FeatureConfig, Frame, named_parts
+
+TABLE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(kw_only=True, slots=True)
 class TableEmbedConfig(EmbedConfig):
-    """One table, shared with a tied head; N(0, init_std^2) (upstream baseline)."""
+    """One table, shared with a tied head; N(0, init_std^2) (upstream baseline).
+
+    dtype: bf16 keeps no fp32 master, Adam's state included (the records' way; half the memory, coarser steps).
+    spectrum: singular value k of the table begins proportional to k^-spectrum; 0 leaves the Gaussian ("overtone"
+    init of the 1.1748 record: 0.5). features: named parts, null drops one.
+    """
 
     init_std: float
+    dtype: str
+    spectrum: float
+    features: dict[str, FeatureConfig | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive(init_std=self.init_std)
+        one_of("dtype", self.dtype, tuple(TABLE_TYPES))
+        between(0, 10, spectrum=self.spectrum)
 
-    def build(self, vocab_size: int, dim: int) -> "TableEmbed":
-        return TableEmbed(vocab_size, dim, self.init_std)
+    def build(self, frame: Frame) -> "TableEmbed":
+        return TableEmbed(self, frame)
 
 
 class TableEmbed(nn.Module):
-    """ids_BT -> x_BTD."""
+    """ids_BT -> x_BND: table, features before the norm, norm, features after it; those with extra positions last."""
 
     roles = {"table_VD": "embedding"}
 
-    def __init__(self, vocab_size: int, dim: int, init_std: float):
+    def __init__(self, config: TableEmbedConfig, frame: Frame):
         super().__init__()
-        self.table_VD = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=init_std))
+        table_VD = torch.empty(frame.vocab_size, frame.dim).normal_(std=config.init_std)
+        self.table_VD = nn.Parameter(power_law_spectrum_(table_VD, config.spectrum).to(TABLE_TYPES[config.dtype]))
+        self.features = named_parts("model.embed.features", config.features, lambda part: part.build(frame))
+        self.extra = sum(part.extra for part in self.features.values())
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        return F.embedding(ids_BT, self.table_VD)
+    def forward(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        x_BTD = F.embedding(ids_BT, self.table_VD).to(dtype)
+        for part in self.features.values():
+            if not part.after_norm:
+                x_BTD = part(x_BTD, ids_BT)
+        x_BTD = norm(x_BTD)
+        for part in sorted(self.features.values(), key=lambda part: part.extra > 0):
+            if part.after_norm:
+                x_BTD = part(x_BTD, ids_BT)
+        return x_BTD

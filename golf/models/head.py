@@ -7,32 +7,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from golf.fields import positive
-from golf.models.slots import HeadConfig
+from golf.models.slots import Frame, HeadConfig
 
 
 @dataclass(kw_only=True, slots=True)
-class TiedHeadConfig(HeadConfig):
-    """Logits from the embedding table, softcapped: cap * tanh(z / cap) (Gemma 2, arXiv 2408.00118; null: no cap)."""
+class SoftmaxHeadConfig(HeadConfig):
+    """Logits z = W x, softcapped: cap * tanh(z / cap) (Gemma 2, arXiv 2408.00118; null: no cap).
+
+    tied: W is the embedding table, else a matrix of its own that begins at zero (upstream baseline has both).
+    temperature: z is multiplied by a learned number first, 1 at the start.
+    """
 
     softcap: float | None
+    tied: bool
+    temperature: bool
 
     def __post_init__(self) -> None:
         positive(softcap=self.softcap)
 
-    def build(self, vocab_size: int, dim: int) -> "TiedHead":
-        return TiedHead(self.softcap)
+    def build(self, frame: Frame) -> "SoftmaxHead":
+        return SoftmaxHead(self, frame)
 
 
-class TiedHead(nn.Module):
-    """Holds no parameters; the cap, the softmax and the loss run in fp32 whatever the activations' type."""
+class SoftmaxHead(nn.Module):
+    """The cap, the softmax and the loss run in fp32 whatever the activations' type."""
 
-    def __init__(self, softcap: float | None):
+    roles = {"own_VD": "head", "log_gain": "scalar"}
+
+    def __init__(self, config: SoftmaxHeadConfig, frame: Frame):
         super().__init__()
-        self.softcap = softcap
+        self.softcap = config.softcap
+        self.own_VD = None if config.tied else nn.Parameter(torch.zeros(frame.vocab_size, frame.dim))
+        self.log_gain = nn.Parameter(torch.zeros(())) if config.temperature else None
 
     def logits(self, x_BTD: Tensor, table_VD: Tensor) -> Tensor:
-        z_BTV = F.linear(x_BTD, table_VD.to(x_BTD.dtype)).float()
-        return z_BTV if self.softcap is None else self.softcap * torch.tanh(z_BTV / self.softcap)
+        weight_VD = table_VD if self.own_VD is None else self.own_VD
+        z_BTV = F.linear(x_BTD, weight_VD.to(x_BTD.dtype)).float()
+        if self.log_gain is not None:
+            z_BTV = z_BTV * self.log_gain.exp()
+        return softcapped(z_BTV, self.softcap)
 
     def losses(self, x_BTD: Tensor, targets_BT: Tensor, table_VD: Tensor) -> dict[str, Tensor]:
         logits_BTV = self.logits(x_BTD, table_VD)
@@ -40,3 +53,8 @@ class TiedHead(nn.Module):
 
     def log_probs(self, x_BTD: Tensor, table_VD: Tensor) -> Tensor:
         return F.log_softmax(self.logits(x_BTD, table_VD), dim=-1)
+
+
+def softcapped(z: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(z / cap), or z."""
+    return z if cap is None else cap * torch.tanh(z / cap)

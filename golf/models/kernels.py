@@ -4,7 +4,10 @@
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,38 +16,79 @@ from torch.nn import functional as F
 from golf.errors import UserError
 from golf.models.slots import Attend
 
-ATTENTION_BACKENDS = ("auto", "sdpa", "flash2", "flash3", "flash4")
+ATTENTION_BACKENDS = ("auto", "sdpa", "flex", "flash2", "flash3", "flash4")
+FLASH_CHANNELS = 8  # flash kernels take heads of a multiple of so many channels
 
 
-def sdpa(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
-    """torch's scaled_dot_product_attention; K divides H (grouped queries)."""
+def window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """seen_TT: whether a query (row) sees a key: its own position and `window` before it."""
+    position_T = torch.arange(length, device=device)
+    before_TT = position_T[:, None] - position_T
+    return (before_TT >= 0) & (before_TT <= window)
+
+
+def sdpa(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, window: int | None = None) -> Tensor:
+    """torch's scaled_dot_product_attention; K divides H (grouped queries). A window costs a mask of T x T."""
+    length = q_BTHC.shape[1]
+    narrow = window is not None and window < length - 1
     y_BHTC = F.scaled_dot_product_attention(
         q_BTHC.transpose(1, 2),
         k_BTKC.transpose(1, 2),
         v_BTKC.transpose(1, 2),
-        is_causal=True,
+        attn_mask=window_mask(length, window, q_BTHC.device) if narrow and window is not None else None,
+        is_causal=not narrow,
         enable_gqa=q_BTHC.shape[2] != k_BTKC.shape[2],
     )
     return y_BHTC.transpose(1, 2)
 
 
-def _flash(function: Attend) -> Attend:
+@cache
+def _block_mask(length: int, window: int | None, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) if window is None else (query >= key) & (query - key <= window)
+
+    return create_block_mask(seen, None, None, length, length, device=str(device))
+
+
+@cache
+def _flex_function(compiled: bool) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+
+def flex(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, window: int | None = None) -> Tensor:
+    """torch's flex_attention: blocks outside a window are skipped. Compiled on CUDA; elsewhere its slow plain form."""
+    device = q_BTHC.device
+    y_BHTC = _flex_function(device.type == "cuda")(
+        q_BTHC.transpose(1, 2),
+        k_BTKC.transpose(1, 2),
+        v_BTKC.transpose(1, 2),
+        block_mask=_block_mask(q_BTHC.shape[1], window, device),
+        enable_gqa=q_BTHC.shape[2] != k_BTKC.shape[2],
+    )
+    return y_BHTC.transpose(1, 2)
+
+
+def _flash(function: Callable[..., Any]) -> Attend:
     """Flash kernels take half precision only: cast at the call (an fp32 leak is silent or a crash by version)."""
 
-    def attend(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
-        y = function(*(t if t.dtype == torch.float16 else t.to(torch.bfloat16) for t in (q_BTHC, k_BTKC, v_BTKC)))
+    def attend(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, window: int | None = None) -> Tensor:
+        half = (t if t.dtype == torch.float16 else t.to(torch.bfloat16) for t in (q_BTHC, k_BTKC, v_BTKC))
+        y = function(*half, causal=True, **({} if window is None else {"window_size": (window, 0)}))
         return (y[0] if isinstance(y, tuple) else y).to(q_BTHC.dtype)
 
     return attend
 
 
 def _find(module: str, function: str) -> Attend | None:
-    """The causal form of a flash function, or None where the package is absent or is another one of that name."""
+    """A flash function as we call it, or None where the package is absent or is another one of that name."""
     try:
-        found = getattr(importlib.import_module(module), function)
+        return _flash(getattr(importlib.import_module(module), function))
     except (ImportError, AttributeError, OSError):
         return None
-    return _flash(lambda q, k, v: found(q, k, v, causal=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +98,21 @@ class Backend:
     attend: Attend
 
 
-def choose_backend(asked: str, device: torch.device) -> Backend:
+def choose_backend(asked: str, device: torch.device, channels: int | None = None) -> Backend:
     """The kernel for `compute.attention=asked` on this device, with the reason that the run folder records.
 
-    Raises UserError where a kernel asked for by name is not there.
+    channels: those of a head, where the model's heads decide what fits. Raises UserError where a kernel asked for by
+    name is not there or can't take such heads.
     """
-    if asked == "sdpa" or (asked == "auto" and device.type == "cpu"):
-        return Backend("sdpa", "asked for" if asked == "sdpa" else "the only kernel for a CPU", sdpa)
+    if asked in ("sdpa", "flex"):
+        return Backend(asked, "asked for", {"sdpa": sdpa, "flex": flex}[asked])
+    if asked == "auto" and device.type == "cpu":
+        return Backend("sdpa", "the only kernel for a CPU", sdpa)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if channels is not None and channels % FLASH_CHANNELS:
+        if asked == "auto":
+            return Backend("sdpa", f"flash kernels take multiples of {FLASH_CHANNELS} channels, not {channels}", sdpa)
+        raise UserError(f"compute.attention={asked}: heads of {channels} channels don't fit; take compute.attention=sdpa")
     found = {
         "flash3": _find("flash_attn_interface", "flash_attn_func") if capability[0] == 9 else None,
         "flash4": _find("flash_attn.cute", "flash_attn_func") if capability[0] in (9, 10) else None,

@@ -7,15 +7,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from golf.models.slots import LinearConfig
+from golf.fields import one_of
+from golf.models.init import orthogonal_
+from golf.models.slots import Frame, LinearConfig
 
 
 @dataclass(kw_only=True, slots=True)
 class DenseConfig(LinearConfig):
-    """A full matrix: uniform +-1/sqrt(inputs), or zero where it writes to the residual stream (upstream baseline)."""
+    """A full matrix.
 
-    def build(self, inputs: int, outputs: int, *, residual: bool = False) -> "Dense":
-        return Dense(inputs, outputs, 0.0 if residual else 1 / math.sqrt(inputs))
+    init: uniform within +-1/sqrt(inputs) (upstream baseline) or orthogonal (PR 162's line of records). residual: what
+    writes to the residual stream begins at zero, or is scaled by 1/sqrt(2 * layers) (muP-like).
+    """
+
+    init: str
+    residual: str
+
+    def __post_init__(self) -> None:
+        one_of("init", self.init, ("uniform", "orthogonal"))
+        one_of("residual", self.residual, ("zero", "scaled"))
+
+    def build(self, frame: Frame, inputs: int, outputs: int, *, residual: bool, gain: float) -> "Dense":
+        dense = Dense(inputs, outputs)
+        if residual:
+            gain *= 0.0 if self.residual == "zero" else 1 / math.sqrt(2 * frame.layers)
+        if gain == 0.0:
+            nn.init.zeros_(dense.weight)
+        elif self.init == "orthogonal":
+            orthogonal_(dense.weight, gain)
+        else:
+            nn.init.uniform_(dense.weight, -gain / math.sqrt(inputs), gain / math.sqrt(inputs))
+        return dense
 
 
 class Dense(nn.Module):
@@ -23,9 +45,9 @@ class Dense(nn.Module):
 
     roles = {"weight": "matrix"}
 
-    def __init__(self, inputs: int, outputs: int, bound: float):
+    def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))

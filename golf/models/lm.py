@@ -1,6 +1,6 @@
 """The language model shell: LM(embed, stack(blocks), head). Legend of the shapes: golf/models/slots.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,20 +12,23 @@ from golf.models.kernels import sdpa
 from golf.models.norms import norm
 from golf.models.slots import (
     Attend,
+    AuxiliaryConfig,
     Context,
     EmbedConfig,
+    Frame,
     HeadConfig,
     LinearConfig,
     MixerConfig,
     MLPConfig,
     ResidualConfig,
     StackConfig,
+    named_parts,
 )
 
 
 @dataclass(kw_only=True, slots=True)
 class LMConfig:
-    """A model is what stands in its slots."""
+    """A model is what stands in its slots; `auxiliary` holds named losses that only training uses."""
 
     vocab_size: int
     dim: int
@@ -37,6 +40,7 @@ class LMConfig:
     stack: StackConfig
     linear: LinearConfig
     head: HeadConfig
+    auxiliary: dict[str, AuxiliaryConfig | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive(vocab_size=self.vocab_size, dim=self.dim, layers=self.layers)
@@ -49,6 +53,10 @@ class LMConfig:
         """The model without memory or values: names and shapes only."""
         with torch.device("meta"), _NoFill():
             return LM(self)
+
+    def exported(self) -> "LMConfig":
+        """The model that the artifact holds: what only training uses is left out."""
+        return replace(self, auxiliary={})
 
 
 class _NoFill(TorchFunctionMode):
@@ -63,11 +71,11 @@ class _NoFill(TorchFunctionMode):
 class Block(nn.Module):
     """One layer: what mixes tokens, what mixes channels, and how both add back."""
 
-    def __init__(self, config: LMConfig, layer: int):
+    def __init__(self, config: LMConfig, frame: Frame):
         super().__init__()
-        self.mixer = config.mixer.build(config.dim, config.linear, layer, config.layers)
-        self.mlp = config.mlp.build(config.dim, config.linear)
-        self.residual = config.residual.build(config.dim, layer, config.layers)
+        self.mixer = config.mixer.build(frame)
+        self.mlp = config.mlp.build(frame)
+        self.residual = config.residual.build(frame)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return self.residual(x_BTD, context, self.mixer, self.mlp)
@@ -76,26 +84,39 @@ class Block(nn.Module):
 class LM(nn.Module):
     """ids_BT -> losses or log-probabilities. Weights are fp32 masters; activations run in `compute_dtype`."""
 
-    embed: nn.Module
+    embed: Any
     head: Any
 
     def __init__(self, config: LMConfig):
         super().__init__()
-        self.embed = config.embed.build(config.vocab_size, config.dim)
-        self.stack = config.stack.build(config.dim, config.layers, lambda layer: Block(config, layer))
-        self.head = config.head.build(config.vocab_size, config.dim)
+        frame = Frame(config.vocab_size, config.dim, config.layers, config.linear)
+        self.embed = config.embed.build(frame)
+        self.stack = config.stack.build(frame, lambda layer: Block(config, frame.at(layer)), config.residual)
+        self.head = config.head.build(frame)
+        self.auxiliary = named_parts("model.auxiliary", config.auxiliary, lambda part: part.build(frame))
+        self.shared = nn.ModuleDict(frame.shared)
         self.compute_dtype = torch.float32
         self.attend: Attend = sdpa
 
-    def hidden(self, ids_BT: Tensor) -> Tensor:
-        """ids_BT -> x_BTD, normed, ready for the head."""
-        x_BTD = norm(self.embed(ids_BT).to(self.compute_dtype))
-        context = Context(ids_BT=ids_BT, x0_BTD=x_BTD, attend=self.attend)
-        return norm(self.stack(x_BTD, context))
+    def stage(self, progress: float) -> int:
+        """Which stage of the stack trains at this part of training, 0 to 1."""
+        return sum(progress >= start for start in self.stack.starts)
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> dict[str, Tensor]:
+    def repeated_params(self) -> int:
+        """What the model would hold in addition if nothing were used twice."""
+        return self.stack.repeated_params() + sum(getattr(module, "borrowed", 0) for module in self.modules())
+
+    def hidden(self, ids_BT: Tensor, stage: int | None = None) -> Tensor:
+        """ids_BT -> x_BTD, normed, ready for the head."""
+        x_BND = self.embed(ids_BT, self.compute_dtype)
+        context = Context(ids_BT, x_BND, self.embed.extra, self.attend, self.shared, stage)
+        return norm(self.stack(x_BND, context)[:, self.embed.extra :])
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, stage: int | None = None) -> dict[str, Tensor]:
         """Named losses, each a scalar in fp32, already weighted; `nll` is the mean nats per token."""
-        return self.head.losses(self.hidden(ids_BT), targets_BT, self.embed.table_VD)
+        x_BTD = self.hidden(ids_BT, stage)
+        losses = self.head.losses(x_BTD, targets_BT, self.embed.table_VD)
+        return losses | {name: part(x_BTD, targets_BT) for name, part in self.auxiliary.items()}
 
     def log_probs(self, ids_BT: Tensor, last: int | None = None) -> Tensor:
         """Log-probabilities over the whole vocabulary for the token after each position: fp32, (B, T or last, V)."""

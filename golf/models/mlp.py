@@ -1,64 +1,68 @@
 """Channel mixers. Shapes: golf/models/slots.py."""
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from golf.fields import between, positive
-from golf.models.slots import LinearConfig, MLPConfig
+from golf.models.activations import ActivationConfig
+from golf.models.slots import Frame, MLPConfig
 
 
 @dataclass(kw_only=True, slots=True)
-class Relu2Config(MLPConfig):
-    """down(relu(up(h))^2), hidden width expand * D (Primer, arXiv 2109.08668; upstream baseline)."""
+class UngatedConfig(MLPConfig):
+    """down(activation(up(h))), hidden width expand * D (upstream baseline)."""
 
     expand: float
+    activation: ActivationConfig
 
     def __post_init__(self) -> None:
         between(0.01, 1000, expand=self.expand)
 
-    def build(self, dim: int, linear: LinearConfig) -> "Relu2":
-        return Relu2(dim, max(1, round(self.expand * dim)), linear)
+    def build(self, frame: Frame) -> "Ungated":
+        return Ungated(self, frame, max(1, round(self.expand * frame.dim)))
 
 
-class Relu2(nn.Module):
+class Ungated(nn.Module):
     """h_BTD -> y_BTD."""
 
-    def __init__(self, dim: int, hidden: int, linear: LinearConfig):
+    def __init__(self, config: UngatedConfig, frame: Frame, hidden: int):
         super().__init__()
-        self.up = linear.build(dim, hidden)
-        self.down = linear.build(hidden, dim, residual=True)
+        self.up = frame.matrix(frame.dim, hidden)
+        self.down = frame.matrix(hidden, frame.dim, residual=True)
+        self.activation = config.activation.build(hidden)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(h_BTD)).square())
+        return self.down(self.activation(self.up(h_BTD)))
 
 
 @dataclass(kw_only=True, slots=True)
-class SwiGLUConfig(MLPConfig):
-    """down(silu(gate(h)) * up(h)) (arXiv 2002.05202). Hidden width: 2/3 of expand * D, up to a multiple of `multiple`,
-    which is 1,024 at expand 3 and D 512: the parameters of the ungated MLP (PR 584)."""
+class GatedConfig(MLPConfig):
+    """down(activation(gate(h)) * up(h)) (arXiv 2002.05202). Hidden width: 2/3 of expand * D to the nearest multiple
+    of `multiple`, which is the parameters of the ungated MLP at the same `expand`."""
 
     expand: float
     multiple: int
+    activation: ActivationConfig
 
     def __post_init__(self) -> None:
         between(0.01, 1000, expand=self.expand)
         positive(multiple=self.multiple)
 
-    def build(self, dim: int, linear: LinearConfig) -> "SwiGLU":
-        return SwiGLU(dim, self.multiple * math.ceil(int(2 / 3 * self.expand * dim) / self.multiple), linear)
+    def build(self, frame: Frame) -> "Gated":
+        units = max(1, round(2 / 3 * self.expand * frame.dim / self.multiple))
+        return Gated(self, frame, self.multiple * units)
 
 
-class SwiGLU(nn.Module):
+class Gated(nn.Module):
     """h_BTD -> y_BTD."""
 
-    def __init__(self, dim: int, hidden: int, linear: LinearConfig):
+    def __init__(self, config: GatedConfig, frame: Frame, hidden: int):
         super().__init__()
-        self.gate = linear.build(dim, hidden)
-        self.up = linear.build(dim, hidden)
-        self.down = linear.build(hidden, dim, residual=True)
+        self.gate = frame.matrix(frame.dim, hidden)
+        self.up = frame.matrix(frame.dim, hidden)
+        self.down = frame.matrix(hidden, frame.dim, residual=True)
+        self.activation = config.activation.build(hidden)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(h_BTD)) * self.up(h_BTD))
+        return self.down(self.activation(self.gate(h_BTD)) * self.up(h_BTD))

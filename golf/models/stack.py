@@ -1,4 +1,4 @@
-"""How blocks are visited. Shapes: golf/models/slots.py."""
+"""How blocks are visited: once or in loops, with or without U-Net skips. Shapes: golf/models/slots.py; J: skips."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,58 +7,108 @@ import torch
 from torch import Tensor, nn
 
 from golf.errors import UserError
-from golf.models.slots import Context, StackConfig
+from golf.models.loops import LoopConfig, Visit, visits_of
+from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule
 
 
 @dataclass(kw_only=True, slots=True)
-class PlainConfig(StackConfig):
-    """Every block once, in order."""
+class SkipsConfig:
+    """U-Net skips: the first half of the visits pushes its outputs, the second half takes them, last in, first out.
 
-    def build(self, dim: int, layers: int, make_block: Callable[[int], nn.Module]) -> "Plain":
-        return Plain(layers, make_block)
+    gated: x <- g x + (1 - g) w skip with g a learned sigmoid, 0.5 at first (PR 462; records from 1.0979 on), instead
+    of x + w skip (upstream baseline). each_pass: where a loop spans the whole stack, halves are those of one pass.
+    """
+
+    gated: bool
+    each_pass: bool
 
 
-class Plain(nn.Module):
+@dataclass(kw_only=True, slots=True)
+class BlocksConfig(StackConfig):
+    """The blocks of the model in order; `loop` has some of them visited again, `skips` joins early to late visits."""
+
+    skips: SkipsConfig | None
+    loop: LoopConfig | None
+
+    def build(self, frame: Frame, make_block: Callable[[int], nn.Module], residual: ResidualConfig) -> "Blocks":
+        if self.skips is not None and self.loop is None and frame.layers < 2:
+            raise UserError(f"model.layers={frame.layers} leaves U-Net skips nothing to join; try model/stack=plain")
+        return Blocks(self, frame, make_block, residual)
+
+
+class Blocks(StackModule):
     """x_BTD -> x_BTD."""
 
-    def __init__(self, layers: int, make_block: Callable[[int], nn.Module]):
+    roles = {"skip_scale_JD": "scalar", "skip_gate_JD": "scalar", "position_LD": "scalar"}
+
+    def __init__(
+        self,
+        config: BlocksConfig,
+        frame: Frame,
+        make_block: Callable[[int], nn.Module],
+        residual: ResidualConfig,
+    ):
         super().__init__()
-        self.blocks = nn.ModuleList(make_block(layer) for layer in range(layers))
+        self.skips, self.loop = config.skips, config.loop
+        self.blocks = nn.ModuleList(make_block(layer) for layer in range(frame.layers))
+        self.starts = () if self.loop is None else self.loop.starts()
+        self.plans = [visits_of(self.loop, frame.layers, stage) for stage in range(len(self.starts) + 1)]
+        joints = max(self.halves(plan) for plan in self.plans)
+        shape = (joints, frame.dim)
+        self.skip_scale_JD = nn.Parameter(torch.ones(shape)) if self.skips and joints else None
+        self.skip_gate_JD = nn.Parameter(torch.zeros(shape)) if self.skips and self.skips.gated and joints else None
+        self.position_LD = self.loop.position_vectors(frame.dim) if self.loop is not None else None
+        again = [visit for visit in self.plans[-1] if visit.repeat and self.loop is not None and self.loop.own_scales]
+        self.residuals = nn.ModuleDict({_name(v): residual.build(frame.at(v.block)) for v in again})
+
+    def halves(self, plan: list[Visit]) -> int:
+        """How many visits of a plan push their output: half of them, or half of a pass."""
+        if self.skips is None:
+            return 0
+        return (len(self.blocks) if self._in_passes() else len(plan)) // 2
+
+    def _in_passes(self) -> bool:
+        return self.skips is not None and self.skips.each_pass
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        for block in self.blocks:
-            x_BTD = block(x_BTD, context)
-        return x_BTD
-
-
-@dataclass(kw_only=True, slots=True)
-class UNetConfig(StackConfig):
-    """U-Net skips: the first half of the blocks pushes its outputs, the second half adds them, last in, first out."""
-
-    def build(self, dim: int, layers: int, make_block: Callable[[int], nn.Module]) -> "UNet":
-        if layers < 2:
-            raise UserError(f"model.layers={layers} leaves U-Net skips nothing to join; try model/stack=plain")
-        return UNet(dim, layers, make_block)
-
-
-class UNet(nn.Module):
-    """x_BTD -> x_BTD; before block L//2 + j: x <- x + w_j * pop(), w_j of D, init 1 (upstream baseline)."""
-
-    roles = {"skip_scale_JD": "scalar"}
-
-    def __init__(self, dim: int, layers: int, make_block: Callable[[int], nn.Module]):
-        super().__init__()
-        self.blocks = nn.ModuleList(make_block(layer) for layer in range(layers))
-        self.encoders = layers // 2
-        self.skip_scale_JD = nn.Parameter(torch.ones(self.encoders, dim))
-
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        plan = self.plans[-1 if context.stage is None else context.stage]
+        encoders, length = self.halves(plan), len(self.blocks) if self._in_passes() else len(plan)
         outputs: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if layer >= self.encoders and outputs:
-                scale_D = self.skip_scale_JD[layer - self.encoders]
-                x_BTD = x_BTD + scale_D.to(x_BTD.dtype) * outputs.pop()
-            x_BTD = block(x_BTD, context)
-            if layer < self.encoders:
+        for number, visit in enumerate(plan):
+            place = number % length
+            if place >= encoders and outputs:
+                x_BTD = self.join(x_BTD, outputs.pop(), place - encoders)
+            if self.position_LD is not None and visit.enters is not None:
+                x_BTD = x_BTD + self.position_LD[visit.enters].to(x_BTD.dtype)
+            x_BTD = self.visit(visit, x_BTD, context)
+            context.first_BND = x_BTD if context.first_BND is None else context.first_BND
+            if place < encoders:
                 outputs.append(x_BTD)
         return x_BTD
+
+    def visit(self, visit: Visit, x_BTD: Tensor, context: Context) -> Tensor:
+        """One block; a repeated visit may have scales of its own."""
+        block = self.blocks[visit.block]
+        name = _name(visit)
+        if name in self.residuals:
+            return self.residuals[name](x_BTD, context, block.mixer, block.mlp)
+        return block(x_BTD, context)
+
+    def join(self, x_BTD: Tensor, skip_BTD: Tensor, number: int) -> Tensor:
+        """The stream with a skip in it."""
+        assert self.skip_scale_JD is not None
+        scaled_BTD = self.skip_scale_JD[number].to(x_BTD.dtype) * skip_BTD
+        if self.skip_gate_JD is None:
+            return x_BTD + scaled_BTD
+        return torch.lerp(scaled_BTD, x_BTD, self.skip_gate_JD[number].sigmoid().to(x_BTD.dtype))
+
+    def effective_depth(self) -> int:
+        return len(self.plans[-1])
+
+    def repeated_params(self) -> int:
+        again = [self.blocks[visit.block] for visit in self.plans[-1] if visit.repeat]
+        return sum(p.numel() for block in again for p in block.parameters())
+
+
+def _name(visit: Visit) -> str:
+    return f"block{visit.block}_again{visit.repeat}"

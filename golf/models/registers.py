@@ -1,0 +1,37 @@
+"""Learned positions in front of the text. Shapes: golf/models/slots.py; n: their number."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from golf.fields import positive
+from golf.models.slots import FeatureConfig, FeatureModule, Frame
+
+
+@dataclass(kw_only=True, slots=True)
+class RegistersConfig(FeatureConfig):
+    """`count` learned vectors before every window, N(0, init_std^2): sinks that all tokens see (arXiv 2309.16588;
+    PR 584, ablation 3). They are never scored; rotary positions of the text shift by `count`."""
+
+    count: int
+    init_std: float
+
+    def __post_init__(self) -> None:
+        positive(count=self.count, init_std=self.init_std)
+
+    def build(self, frame: Frame) -> "Registers":
+        return Registers(self, frame.dim)
+
+
+class Registers(FeatureModule):
+    roles = {"vectors_nD": "scalar"}
+    after_norm = True
+
+    def __init__(self, config: RegistersConfig, dim: int):
+        super().__init__()
+        self.extra = config.count
+        self.vectors_nD = nn.Parameter(torch.empty(config.count, dim).normal_(std=config.init_std))
+
+    def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        return torch.cat((self.vectors_nD.to(x_BTD.dtype).expand(len(x_BTD), -1, -1), x_BTD), dim=1)
