@@ -34,6 +34,10 @@ class WindowConfig:
         positive(size=self.size)
         check_layer_text(layers=self.layers)
 
+    def at(self, frame: Frame) -> int | None:
+        """The size in this layer, None where it has full attention."""
+        return self.size if frame.layer in layer_set(self.layers, frame.layers, "model.mixer.window.layers") else None
+
 
 @dataclass(kw_only=True, slots=True)
 class GQAConfig(MixerConfig):
@@ -87,8 +91,7 @@ class Attention(nn.Module):
         self.shape, self.rope, self.split = shape, config.rope, config.split
         self.turning = config.rope.channels(shape.head_dim // config.split)
         assert frame.layer is not None
-        windowed = config.window is not None and frame.layer in layer_set(config.window.layers, frame.layers, "model.mixer.window.layers")
-        self.window = config.window.size if config.window is not None and windowed else None
+        self.window = None if config.window is None else config.window.at(frame)
         kv_dim = shape.kv_heads * shape.head_dim
         self.query = frame.matrix(frame.dim, frame.dim)
         self.key = frame.matrix(frame.dim, kv_dim)

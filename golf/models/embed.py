@@ -1,6 +1,7 @@
 """ids to vectors: a table and named features. Shapes: golf/models/slots.py."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from golf.fields import between, one_of, positive
 from golf.models.init import power_law_spectrum_
 from golf.models.norms import norm
-from golf.models.slots import EmbedConfig, FeatureConfig, Frame, named_parts
+from golf.models.slots import EmbedConfig, FeatureConfig, FeatureModule, Frame, named_parts
 
 TABLE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -47,15 +48,19 @@ class TableEmbed(nn.Module):
         table_VD = torch.empty(frame.vocab_size, frame.dim).normal_(std=config.init_std)
         self.table_VD = nn.Parameter(power_law_spectrum_(table_VD, config.spectrum).to(TABLE_TYPES[config.dtype]))
         self.features = named_parts("model.embed.features", config.features, lambda part: part.build(frame))
-        self.extra = sum(part.extra for part in self.features.values())
+        self.extra: int = sum(part.extra for part in self.parts())
 
     def forward(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         x_BTD = F.embedding(ids_BT, self.table_VD).to(dtype)
-        for part in self.features.values():
+        for part in self.parts():
             if not part.after_norm:
                 x_BTD = part(x_BTD, ids_BT)
         x_BTD = norm(x_BTD)
-        for part in sorted(self.features.values(), key=lambda part: part.extra > 0):
+        for part in self.parts():
             if part.after_norm:
                 x_BTD = part(x_BTD, ids_BT)
         return x_BTD
+
+    def parts(self) -> list[FeatureModule]:
+        """The features in their order, those with extra positions last."""
+        return sorted(cast(list[FeatureModule], list(self.features.values())), key=lambda part: part.extra > 0)

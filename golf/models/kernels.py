@@ -53,7 +53,7 @@ def _block_mask(length: int, window: int | None, device: torch.device) -> Any:
 
 
 @cache
-def _flex_function(compiled: bool) -> Callable[..., Any]:
+def _flex_function(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
@@ -111,8 +111,11 @@ def choose_backend(asked: str, device: torch.device, channels: int | None = None
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if channels is not None and channels % FLASH_CHANNELS:
         if asked == "auto":
-            return Backend("sdpa", f"flash kernels take multiples of {FLASH_CHANNELS} channels, not {channels}", sdpa)
-        raise UserError(f"compute.attention={asked}: heads of {channels} channels don't fit; take compute.attention=sdpa")
+            return Backend("sdpa", f"flash kernels don't take heads of {channels} channels", sdpa)
+        raise UserError(
+            f"compute.attention={asked}: takes heads of a multiple of {FLASH_CHANNELS} channels, not {channels}; "
+            "take compute.attention=sdpa"
+        )
     found = {
         "flash3": _find("flash_attn_interface", "flash_attn_func") if capability[0] == 9 else None,
         "flash4": _find("flash_attn.cute", "flash_attn_func") if capability[0] in (9, 10) else None,

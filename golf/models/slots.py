@@ -70,7 +70,7 @@ class Context:
     x0_BND: Tensor
     extra: int
     attend: Attend
-    shared: Mapping[str, nn.Module]
+    shared: nn.ModuleDict
     stage: int | None = None
     first_BND: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Context:
             self.memo[key] = make()
         return self.memo[key]
 
-    def ids_BN(self) -> Tensor:
-        """An id for every position; extra tokens have id 0."""
+    def padded_ids(self) -> Tensor:
+        """ids_BN: an id for every position; extra tokens have id 0."""
         return F.pad(self.ids_BT, (self.extra, 0))
 
 

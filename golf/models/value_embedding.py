@@ -63,5 +63,5 @@ class ValueEmbedding(nn.Module):
 
     def forward(self, v_BTKC: Tensor, h_BTD: Tensor, context: Context) -> Tensor:
         table = context.shared[self.name]
-        added = context.once(self.name, lambda: table(context.ids_BN(), v_BTKC.dtype))
+        added = context.once(self.name, lambda: table(context.padded_ids(), v_BTKC.dtype))
         return v_BTKC + self.scale.to(v_BTKC.dtype) * added.view_as(v_BTKC)
