@@ -140,6 +140,7 @@ def _size_part(run: Run, artifact_bytes: int, model: LM, fresh: LM) -> dict[str,
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "params_stored": stored,
         "params_repeated": fresh.repeated_params(),
+        "blocks_stored": fresh.stack.stored_depth(),
         "effective_depth": fresh.stack.effective_depth(),
     }
 

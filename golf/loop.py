@@ -211,9 +211,7 @@ def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict
     }
 
 
-def accumulate(
-    forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Tensor, micro: int, stage: int
-) -> Tensor:
+def accumulate(forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Tensor, micro: int, stage: int) -> Tensor:
     """Add the gradients of the rows' mean loss, `micro` rows at a time; returns the mean nats per token (float64)."""
     parts = len(x_BT) // micro
     nll = torch.zeros((), dtype=torch.float64, device=x_BT.device)

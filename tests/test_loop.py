@@ -34,7 +34,8 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 SCHEMA_KEYS = [
     "schema", "status", "label", "fingerprint", "config_hash", "seed", "sweep", "row", "parent", "data", "track",
     "val_bpb", "val_loss", "evals", "raw_bpb", "pre_quant_bpb", "post_quant_bpb", "quant_gap_bpb", "artifact_bytes",
-    "code_bytes", "total_bytes", "cap_bytes", "fits", "bits_per_param", "params", "params_stored", "phases",
+    "code_bytes", "total_bytes", "cap_bytes", "fits", "bits_per_param", "params", "params_stored",
+    "params_repeated", "blocks_stored", "effective_depth", "phases",
     "steps", "train_tokens", "train_seconds", "quant_seconds", "eval_seconds", "wall_seconds", "step_ms",
     "step_ms_mean", "tokens_per_second", "peak_memory_bytes", "deterministic", "world_size", "device", "precision",
     "legal", "legality", "environment",

@@ -37,7 +37,13 @@ def context_of(x_BND: Tensor, ids_BT: Tensor | None = None) -> Context:
 
 def test_pr584_control_against_its_definition(toy: Callable[..., Run]) -> None:
     """Techniques catalogue, section 1.2, with every part on: bigram, smear, partial RoPE, VE, XSA, LN scale, skips."""
-    run = toy("experiment=pr584_baseline", "model.layers=6", "model.mixer.rope.reference_length=4", "batch.sequence_length=32", "batch.tokens_per_step=256")
+    run = toy(
+        "experiment=pr584_baseline",
+        "model.layers=6",
+        "model.mixer.rope.reference_length=4",
+        "batch.sequence_length=32",
+        "batch.tokens_per_step=256",
+    )
     model, ids = moved(run), ids_for(run, rows=1, length=11)
     p = {name: value.detach() for name, value in model.named_parameters()}
     T, D, L, H, K = 11, run.model.dim, 6, run.model.mixer.heads, run.model.mixer.kv_heads
@@ -87,7 +93,9 @@ def test_pr584_control_against_its_definition(toy: Callable[..., Run]) -> None:
                 y[:, head] -= (y[:, head] * unit).sum(-1, keepdim=True) * unit
         x = x + p[at + "residual.mixer_scale_D"] * (y.reshape(T, D) @ p[at + "mixer.out.weight"].T)
         h = norm(x) / math.sqrt(i + 1)
-        x = x + p[at + "residual.mlp_scale_D"] * ((h @ p[at + "mlp.up.weight"].T).relu() ** 2 @ p[at + "mlp.down.weight"].T)
+        x = x + p[at + "residual.mlp_scale_D"] * (
+            (h @ p[at + "mlp.up.weight"].T).relu() ** 2 @ p[at + "mlp.down.weight"].T
+        )
         if i < L // 2:
             outputs.append(x)
     expected = (30 * torch.tanh(norm(x) @ p["embed.table_VD"].T / 30)).log_softmax(-1)

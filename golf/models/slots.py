@@ -221,6 +221,10 @@ class StackModule(nn.Module):
 
     starts: tuple[float, ...] = ()  # the parts of training after which another stage of the stack runs, ascending
 
+    def stored_depth(self) -> int:
+        """How many blocks it holds."""
+        raise NotImplementedError
+
     def effective_depth(self) -> int:
         """How many blocks a token passes in the last stage."""
         raise NotImplementedError

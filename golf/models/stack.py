@@ -102,6 +102,9 @@ class Blocks(StackModule):
             return x_BTD + scaled_BTD
         return torch.lerp(scaled_BTD, x_BTD, self.skip_gate_JD[number].sigmoid().to(x_BTD.dtype))
 
+    def stored_depth(self) -> int:
+        return len(self.blocks)
+
     def effective_depth(self) -> int:
         return len(self.plans[-1])
 

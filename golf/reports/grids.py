@@ -104,6 +104,33 @@ def sizes_grid(analysis: Analysis) -> Grid:
     return Grid(title="Size and time", header=header, rows=rows, left=1, under=under)
 
 
+def models_grid(analysis: Analysis) -> Grid:
+    """One line a row: what is stored, how deep it is when visited, what visiting again saves, and the text's tokens."""
+    header = ["row", "parameters", "stored", "blocks", "deep", "saved bytes", "a further visit", "bytes a token"]
+    rows = []
+    for line in analysis.lines:
+        if line.score is None:
+            continue
+        result = line.row.results[0]
+        blocks, deep, repeated = (result.get(key) for key in ("blocks_stored", "effective_depth", "params_repeated"))
+        saved = None if repeated is None else repeated * result["bits_per_param"] / 8
+        again = None if deep is None or blocks is None or deep == blocks else deep - blocks
+        main = result["evals"][result["eval_main"]]
+        cells = [_count(result["params"]), _count(result["params_stored"]), _count(blocks), _count(deep)]
+        cells += [_count(saved), _count(saved / again if saved is not None and again else None)]
+        rows.append([line.row.name, *cells, number(main["bytes"] / main["tokens"], 3)])
+    under = (
+        "stored: numbers in the artifact, without what only training uses. deep: blocks that a token passes. saved "
+        "bytes: what the matrices used again would take at this artifact's bits a parameter; a further visit: its "
+        "share. Of a row's first seed."
+    )
+    return Grid(title="Models", header=header, rows=rows, left=1, under=under)
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
 def seeds_grid(analysis: Analysis) -> Grid:
     """The table of the public threads: a line a started run, then best, mean and sd of what counts."""
     header = ["row", "seed", "steps", "BPB", "before quantisation", "quant gap", "artifact bytes"]

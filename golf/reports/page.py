@@ -17,7 +17,8 @@ STYLE = Path(__file__).with_name("page.css")
 RUN_COLUMNS = (
     "label", "seed", "track", "val_bpb", "val_loss", "raw_bpb", "pre_quant_bpb", "post_quant_bpb", "quant_gap_bpb",
     "artifact_bytes", "code_bytes", "total_bytes", "cap_bytes", "fits", "legal", "steps", "train_tokens",
-    "train_seconds", "step_ms", "wall_seconds", "params", "deterministic", "fingerprint", "config_hash",
+    "train_seconds", "step_ms", "wall_seconds", "params", "params_stored", "params_repeated", "blocks_stored",
+    "effective_depth", "bits_per_param", "deterministic", "fingerprint", "config_hash",
 )  # fmt: skip
 
 
@@ -25,7 +26,8 @@ def grids_of(analysis: Analysis) -> list[Grid]:
     """The tables of one sweep, in their order."""
     changes = grids.changes_grid(analysis)
     published = references(analysis.track)
-    found = [grids.rows_grid(analysis), grids.sizes_grid(analysis), changes, grids.seeds_grid(analysis)]
+    found = [grids.rows_grid(analysis), grids.sizes_grid(analysis), grids.models_grid(analysis), changes]
+    found.append(grids.seeds_grid(analysis))
     return [grid for grid in found if grid] + ([grids.references_grid(published)] if published else [])
 
 

@@ -40,6 +40,11 @@ def result(seed: int, bpb: float, **changes: Any) -> dict[str, Any]:
         "step_ms": 100.0 + seed,
         "wall_seconds": 40.0,
         "params": 228_208,
+        "params_stored": 228_208,
+        "params_repeated": 0,
+        "blocks_stored": 2,
+        "effective_depth": 2,
+        "bits_per_param": 7.0,
         "deterministic": True,
         "environment": ENVIRONMENT,
     } | changes
