@@ -1,0 +1,101 @@
+"""Published configurations: their sizes, and what each changes against the one it is built on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from golf.compose import CONF, compose
+from golf.config import identity
+from tests.test_models import moved
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+PUBLISHED = {
+    "baseline_naive": 17_059_912,
+    "pr584_baseline": 26_993_756,
+    "pr584_swiglu": 26_993_756,
+    "pr584_norm_gate": 26_993_756 + 44,
+    "pr584_mos": 26_993_756 + 2 * 512 * 512 + 2 * 512,
+    "pr675": 18_897_488,
+    "pr675_diffattn": 18_898_768,
+    "pr401_squared": 28_224_320,
+    "pr401_share": 27_648_584,
+    "pr401_f1": 33_425_507 - 1,  # ours has no mix where there is nothing to mix, in the first layer
+}
+
+
+@pytest.mark.parametrize("experiment, expected", PUBLISHED.items())
+def test_full_size_models_have_the_published_parameters(experiment: str, expected: int) -> None:
+    model = compose(["track=h100x8", f"experiment={experiment}"]).model.build_on_meta()
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def differing(one: Any, other: Any, key: str = "") -> Iterator[str]:
+    """The keys under which two nodes differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted({*one, *other}):
+            yield from differing(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(one or other, dict) and not (one and other):
+        yield from differing(one or {}, other or {}, key)
+    elif one != other:
+        yield key
+
+
+CHANGES = {
+    "pr584_swiglu": ("pr584_baseline", "model.mlp"),
+    "pr584_window": ("pr584_baseline", "model.mixer.window"),
+    "pr584_registers": ("pr584_baseline", "model.embed.features.registers"),
+    "pr584_norm_gate": ("pr584_baseline", "model.mixer.value.norm_gate"),
+    "pr584_mos": ("pr584_baseline", "model.head"),
+    "pr675_9l": ("pr675", "model.layers"),
+    "pr675_11l": ("pr675", "model.layers"),
+    "pr675_3x": ("pr675", "model.mlp.expand"),
+    "pr675_relu2": ("pr675", "model.mlp.activation.slope"),
+    "pr675_diffattn": ("pr675", "model.mixer._target_"),
+    "pr675_vrl": ("pr675", "model.mixer.value.residual"),
+    "pr401_exp_a": ("pr401_sota254", "model.auxiliary.mtp"),
+    "pr401_exp_b": ("pr401_sota254", "model.mlp"),
+    "pr401_diagonal": ("pr401_sota254", "model.mixer"),
+    "pr401_v7_xsa11": ("pr401_v7", "model.mixer.output.xsa.layers"),
+    "pr401_v7_mtp": ("pr401_v7", "model.auxiliary.mtp"),
+    "pr401_bigram1536_xsa11": ("pr401_v7_xsa11", "model.embed.features.bigram.buckets"),
+    "pr401_bigram1024_xsa11": ("pr401_v7_xsa11", "model.embed.features.bigram.buckets"),
+    "pr401_matrix_lr": ("pr401", "optimizer.groups.matrices.lr"),
+    "pr401_fractal_5x2": ("pr401_fractal_6x2", "model.layers"),
+    "pr401_fractal_4x2": ("pr401_fractal_6x2", "model.layers"),
+}
+
+
+@pytest.mark.parametrize("experiment, base_and_key", CHANGES.items())
+def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tuple[str, str]) -> None:
+    base, key = base_and_key
+    one, other = (identity(compose(["track=h100x8", f"experiment={name}"]), "") for name in (base, experiment))
+    changed = list(differing(one, other))
+    assert changed, "nothing"
+    assert all(name == key or name.startswith(f"{key}.") for name in changed), changed
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "geglu", "relu2_gated", "star_relu_gated"])
+@pytest.mark.parametrize("track", ["h100x8", "laptop", "tiny"])
+@pytest.mark.parametrize("expand", [2.0, 3.0])
+def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, expand: float) -> None:
+    counts = []
+    for part in ("relu2", mlp):
+        run = compose([f"track={track}", "experiment=pr584_baseline", f"model/mlp={part}", f"model.mlp.expand={expand}"])
+        counts.append(sum(p.numel() for p in run.model.build_on_meta().parameters()))
+    assert counts[1] == pytest.approx(counts[0], rel=0.01)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_trains_all_that_it_holds(experiment: str) -> None:
+    """On the tiny track, after two steps, every parameter has a gradient and the loss is a number."""
+    run = compose(["track=tiny", f"experiment={experiment}"])
+    model = moved(run)
+    ids = torch.randint(run.model.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
+    model.zero_grad()
+    total = torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum()
+    total.backward()
+    assert torch.isfinite(total)
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
