@@ -83,7 +83,9 @@ def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tup
 def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, expand: float) -> None:
     counts = []
     for part in ("relu2", mlp):
-        run = compose([f"track={track}", "experiment=pr584_baseline", f"model/mlp={part}", f"model.mlp.expand={expand}"])
+        run = compose(
+            [f"track={track}", "experiment=pr584_baseline", f"model/mlp={part}", f"model.mlp.expand={expand}"]
+        )
         counts.append(sum(p.numel() for p in run.model.build_on_meta().parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.01)
 

@@ -39,17 +39,20 @@ def test_killed_and_resumed_on_a_gpu(job: Callable[..., Job]) -> None:
     assert "resumed at step" in again.communicate()[0]
 
 
-@pytest.mark.parametrize("name", ["flash2", "flash3", "flash4"])
-def test_flash_equals_sdpa_and_takes_fp32_callers(name: str) -> None:
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("name", ["flex", "flash2", "flash3", "flash4"])
+def test_kernels_equal_sdpa_and_take_fp32_callers(name: str, window: int | None) -> None:
     device = torch.device("cuda")
     try:
         attend = choose_backend(name, device).attend
     except ValueError as error:
         pytest.skip(str(error))
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 64, heads, 64, device=device) for heads in (8, 4, 4))
-    assert torch.allclose(attend(q, k, v), sdpa(q, k, v), atol=0.03)
-    assert attend(q, k, v).dtype == q.dtype
+    q, k, v = (torch.randn(2, 64, heads, 64, device=device, requires_grad=True) for heads in (8, 4, 4))
+    found, expected = (kernel(q, k, v, window) for kernel in (attend, sdpa))
+    assert torch.allclose(found, expected, atol=0.03) and found.dtype == q.dtype
+    gradients = [torch.autograd.grad(y.square().sum(), q)[0] for y in (found, expected)]
+    assert torch.allclose(*gradients, atol=0.1)
 
 
 def test_bf16_gradients_are_close_to_fp32(toy: Callable[..., Run]) -> None:

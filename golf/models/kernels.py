@@ -60,7 +60,7 @@ def _flex_function(compiled: bool) -> Any:
 
 
 def flex(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, window: int | None = None) -> Tensor:
-    """torch's flex_attention: blocks outside a window are skipped. Compiled on CUDA; elsewhere its slow plain form."""
+    """torch's flex_attention: blocks outside a window are skipped. On a CPU it has no backward pass."""
     device = q_BTHC.device
     y_BHTC = _flex_function(device.type == "cuda")(
         q_BTHC.transpose(1, 2),
@@ -104,6 +104,8 @@ def choose_backend(asked: str, device: torch.device, channels: int | None = None
     channels: those of a head, where the model's heads decide what fits. Raises UserError where a kernel asked for by
     name is not there or can't take such heads.
     """
+    if asked == "flex" and device.type == "cpu":
+        raise UserError("compute.attention=flex: torch can't train with it on a CPU; take compute.attention=sdpa")
     if asked in ("sdpa", "flex"):
         return Backend(asked, "asked for", {"sdpa": sdpa, "flex": flex}[asked])
     if asked == "auto" and device.type == "cpu":
