@@ -8,7 +8,7 @@ import torch
 
 from golf.compose import CONF, compose
 from golf.config import identity
-from tests.test_models import moved
+from tests.models.test_every_model import moved
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 

@@ -1,0 +1,80 @@
+"""The whole 1.1233 stack, written again in plain tensor algebra."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from golf.config import Run
+from golf.models.norms import norm
+from tests.models.test_every_model import ids_for, moved
+
+
+def test_pr584_control_against_its_definition(toy: Callable[..., Run]) -> None:
+    """Techniques catalogue, section 1.2, with every part on: bigram, smear, partial RoPE, VE, XSA, LN scale, skips."""
+    run = toy(
+        "experiment=pr584_baseline",
+        "model.layers=6",
+        "model.mixer.rope.reference_length=4",
+        "batch.sequence_length=32",
+        "batch.tokens_per_step=256",
+    )
+    model, ids = moved(run), ids_for(run, rows=1, length=11)
+    p = {name: value.detach() for name, value in model.named_parameters()}
+    T, D, L, H, K = 11, run.model.dim, 6, run.model.mixer.heads, run.model.mixer.kv_heads
+    C = D // H
+    a, b = ids[0], F.pad(ids[0, :-1], (1, 0))
+    bucket = torch.tensor([2047 if t == 0 else ((36313 * int(a[t])) ^ (27191 * int(b[t]))) % 2047 for t in range(T)])
+    big = "embed.features.bigram."
+    e = p["embed.table_VD"][a] + p[big + "scale"] * p[big + "table_E"][bucket] @ p[big + "project.weight"].T
+    x = norm(e)
+    g = torch.sigmoid(p["embed.features.smear.gate_D"])
+    shifted = F.pad(x[:-1], (0, 0, 1, 0)) * (a != 1)[:, None]
+    x = x0 = (1 - g) * x + g * shifted
+    r = 2 * round(0.25 * C / 2)
+    base = 10000.0 * (T / 4) ** (r / (r - 2))
+    angle = torch.arange(T)[:, None] * base ** -(torch.arange(r // 2) * 2 / r)
+    outputs = []
+    (name,) = [n for n in p if n.startswith("shared.") and n.endswith("table_VE")]
+    shared = name.removesuffix("table_VE")
+    ve = p[shared + "scale"] * p[shared + "table_VE"][a] @ p[shared + "project.weight"].T
+    for i in range(L):
+        at = f"stack.blocks.{i}."
+        if i >= L // 2:
+            x = x + p["stack.skip_scale_JD"][i - L // 2] * outputs.pop()
+        x = p[at + "residual.mix_D"] * x + p[at + "residual.mix0_D"] * x0
+        h = norm(x) / math.sqrt(i + 1)
+        q = norm((h @ p[at + "mixer.query.weight"].T).view(T, H, C))
+        k = norm((h @ p[at + "mixer.key.weight"].T).view(T, K, C))
+        v = h @ p[at + "mixer.values.weight"].T
+        if at + "mixer.value_parts.embedding.scale" in p:
+            assert i in (round(9 * 5 / 10 + 0.01), 5)
+            v = v + p[at + "mixer.value_parts.embedding.scale"] * ve
+        v = v.view(T, K, C)
+
+        def turn(z: Tensor) -> Tensor:
+            u, w = z[..., : r // 2], z[..., r // 2 : r]
+            cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+            return torch.cat((u * cos + w * sin, w * cos - u * sin, z[..., r:]), -1)
+
+        q, k = turn(q) * p[at + "mixer.gain_H"][:, None], turn(k)
+        y = torch.empty(T, H, C)
+        for head in range(H):
+            kv = head // (H // K)
+            scores = (q[:, head] @ k[:, kv].T) / math.sqrt(C) + torch.full((T, T), -math.inf).triu(1)
+            y[:, head] = scores.softmax(-1) @ v[:, kv]
+            if i >= L - 2:  # last:4 of 11 in 6 layers
+                unit = v[:, kv] / v[:, kv].norm(dim=-1, keepdim=True)
+                y[:, head] -= (y[:, head] * unit).sum(-1, keepdim=True) * unit
+        x = x + p[at + "residual.mixer_scale_D"] * (y.reshape(T, D) @ p[at + "mixer.out.weight"].T)
+        h = norm(x) / math.sqrt(i + 1)
+        x = x + p[at + "residual.mlp_scale_D"] * (
+            (h @ p[at + "mlp.up.weight"].T).relu() ** 2 @ p[at + "mlp.down.weight"].T
+        )
+        if i < L // 2:
+            outputs.append(x)
+    expected = (30 * torch.tanh(norm(x) @ p["embed.table_VD"].T / 30)).log_softmax(-1)
+    with torch.no_grad():
+        torch.testing.assert_close(model.log_probs(ids)[0], expected, atol=1e-4, rtol=1e-4)
