@@ -127,9 +127,12 @@ def test_repeated_runs_are_bitwise_the_same(job: Callable[..., Job]) -> None:
     assert runs[0].result()["val_bpb"] == runs[1].result()["val_bpb"]
 
 
-def test_killed_and_resumed_is_bitwise_the_same(job: Callable[..., Job]) -> None:
-    """SIGKILL somewhere in the middle, twice; averages, momenta and the position in the data come back."""
+@pytest.mark.parametrize("model", ["model=baseline", "model/stack=recurrence"])
+def test_killed_and_resumed_is_bitwise_the_same(model: str, job: Callable[..., Job]) -> None:
+    """SIGKILL somewhere in the middle, twice; averages, momenta and the position in the data come back. With depth
+    recurrence the first kill is before the stack grows, the second after it."""
     settings = [
+        model,
         "loader=shuffled",
         "average=ema",
         "budget.max_steps=40",
@@ -174,8 +177,10 @@ def test_a_signal_saves_and_stops_and_the_next_start_goes_on(signum: int, name: 
     assert f"resumed at step {meta['step']}" in again.communicate()[0]
 
 
-def test_two_ranks_train_as_one(job: Callable[..., Job]) -> None:
-    one, two = job(outputs="one"), job("launch.nproc=2", outputs="two")
+@pytest.mark.parametrize("model", ["model=baseline", "model/stack=recurrence_untied"])
+def test_two_ranks_train_as_one(model: str, job: Callable[..., Job]) -> None:
+    """Also where parts have no gradient in some steps: before the loop joins, its own scales and skips are unused."""
+    one, two = job(model, outputs="one"), job(model, "launch.nproc=2", outputs="two")
     assert one.folder.path.name == two.folder.path.name, "the number of ranks is no part of a run's identity"
     one.go()
     two.go()
@@ -336,8 +341,24 @@ def test_warm_up_moves_nothing(toy: Callable[..., Run]) -> None:
     run = toy()
     model = run.model.build()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    warm_up(model, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"))
+    warm_up(model, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"), stages=1)
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+
+
+def test_a_loop_joins_at_its_part_of_training(toy: Callable[..., Run], job: Callable[..., Job]) -> None:
+    """Every stage is compiled before the clock, each step trains its own, and the artifact has what only scores need."""
+    run = toy("model/stack=recurrence_progressive")
+    model, seen = run.model.build(), []
+    forward = model.stack.forward
+    model.stack.forward = lambda x, context: seen.append(context.stage) or forward(x, context)
+    warm_up(model, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"), stages=3)
+    assert seen == [0, 0, 1, 1, 2, 2]
+    one = job("model/stack=recurrence_progressive", "model/auxiliary=mtp")
+    one.go()
+    result = one.result()
+    heads = 2 * run.model.dim * run.model.vocab_size
+    assert result["params"] == result["params_stored"] + heads, "further heads are not in the artifact"
+    assert (result["blocks_stored"], result["effective_depth"]) == (3, 5) and result["params_repeated"] > 0
 
 
 GOLDEN = [5.947, 5.8619, 5.6232, 5.5102, 5.4447, 5.3726]

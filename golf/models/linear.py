@@ -31,12 +31,13 @@ class DenseConfig(LinearConfig):
         dense = Dense(inputs, outputs)
         if residual:
             gain *= 0.0 if self.residual == "zero" else 1 / math.sqrt(2 * frame.layers)
-        if gain == 0.0:
-            nn.init.zeros_(dense.weight)
-        elif self.init == "orthogonal":
+        if self.init == "uniform":
+            bound = gain / math.sqrt(inputs)
+            nn.init.uniform_(dense.weight, -bound, bound)
+        elif gain:
             orthogonal_(dense.weight, gain)
         else:
-            nn.init.uniform_(dense.weight, -gain / math.sqrt(inputs), gain / math.sqrt(inputs))
+            nn.init.zeros_(dense.weight)
         return dense
 
 
