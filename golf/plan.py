@@ -66,7 +66,8 @@ def show(run: Run, prepared: Prepared | None) -> None:
 
 def _parts(found: Outline, groups: dict[str, str], formats: dict[str, str]) -> Table:
     table = Table(title="parameters by part", title_justify="left")
-    for column in ("part", "role", "optimizer", "format"):
+    table.add_column("part", overflow="fold")
+    for column in ("role", "optimizer", "format"):
         table.add_column(column, no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     numbers: Counter[tuple[str, str, str, str]] = Counter()

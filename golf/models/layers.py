@@ -5,6 +5,7 @@ import re
 
 from golf.errors import UserError
 
+DEEPEST = 1024  # a text is checked for its form against so many layers, before the model's depth is known
 FORMS = "all, none, first:5 of 11, last:4 of 11, or 9,10 of 11"
 
 
@@ -41,6 +42,6 @@ def check_layer_text(**texts: str) -> None:
     """Raise ValueError where a text is no set of layers at all; the depth is checked when the model is built."""
     for field, text in texts.items():
         try:
-            layer_set(text, 1 << 20, field)
+            layer_set(text, DEEPEST, field)
         except UserError as error:
             raise ValueError(str(error)) from None

@@ -11,6 +11,7 @@ from golf.models.init import orthogonal_
 from golf.models.layers import check_layer_text, layer_set
 
 POSITION_STD = 0.01
+MOST_PASSES = 64  # far above what anyone has tried: a reader's bound on the depth that a file may ask for
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,8 +33,11 @@ class LoopConfig:
         check_layer_text(span=self.span)
         if self.positions is not None:
             one_of("positions", self.positions, ("orthogonal", "normal"))
-        if not self.again or sorted(self.again) != self.again:
-            raise ValueError(f"again={self.again} must hold the start of each further pass, ascending; try [0.0]")
+        if not 0 < len(self.again) <= MOST_PASSES or sorted(self.again) != self.again:
+            raise ValueError(
+                f"again={self.again} must hold the start of each further pass, ascending, at most {MOST_PASSES}; "
+                "try [0.0]"
+            )
         for start in self.again:
             between(0, 0.99, again=start)
 

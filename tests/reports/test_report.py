@@ -16,7 +16,7 @@ from golf.errors import UserError
 from golf.reports import page, stats
 from golf.reports.analysis import Analysis, Line, agreement, analyse
 from golf.reports.figures import figures, front
-from golf.reports.grids import notes_of
+from golf.reports.grids import models_grid, notes_of
 from golf.reports.load import differences, load
 from golf.reports.references import references
 from tests.reports.helpers import BYTES, ENVIRONMENT, TOKENS, run, sweep
@@ -243,6 +243,24 @@ def test_many_rows_and_far_rows_stay_legible(tmp_path: Path, recwarn: pytest.War
     drawn = figures(read(sweep(tmp_path / "t", rows, "windows_on_early_layers_with_size_0"))[0])
     scores = next(svg for caption, svg in drawn.items() if caption.startswith("Score"))
     assert "6.05 →" in scores and "ith_size_29" in scores and not list(recwarn)
+
+
+def test_models_say_what_visiting_again_saves(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "s", {"flat": {1: 2.0}, "old": {1: 2.0}})
+    loop = {"params": 900, "params_stored": 800, "params_repeated": 400, "blocks_stored": 3, "effective_depth": 5}
+    run(folder, "looped", 1, 2.0, model={"deep": True}, bits_per_param=6.0, **loop)
+    old = next(folder.glob("old-*")) / "result.json"
+    node = json.loads(old.read_text())
+    for key in ("params_repeated", "blocks_stored", "effective_depth"):
+        del node[key]
+    old.write_text(json.dumps(node))
+    grid = models_grid(read(folder)[0])
+    per_token = f"{BYTES / TOKENS:.3f}"
+    assert {row[0]: row[1:] for row in grid.rows} == {
+        "flat": ["228,208", "228,208", "2", "2", "0", "-", per_token],
+        "looped": ["900", "800", "3", "5", "300", "150", per_token],
+        "old": ["228,208", "228,208", "-", "-", "-", "-", per_token],
+    }
 
 
 def test_a_fixed_bar_is_a_one_sample_test(tmp_path: Path) -> None:
