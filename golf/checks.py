@@ -1,11 +1,15 @@
 """Checks that cross the nodes of a configuration, made before any process is started, data read or device touched."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 from golf.config import Run
 from golf.dist import pick_device
 from golf.errors import UserError
 from golf.models.kernels import choose_backend
+from golf.nodes import plain
 from golf.roles import roles_of
 from golf.tokens.prepare import Prepared
 
@@ -23,6 +27,12 @@ def check(run: Run) -> None:
     model = run.model.build_on_meta()
     run.optimizer.assign(model)
     run.quant.assign(roles_of(run.model.exported().build_on_meta()))
+    for name, part in run.model.auxiliary.items():
+        if part is not None and run.batch.sequence_length < part.shortest():
+            raise UserError(
+                f"batch.sequence_length={run.batch.sequence_length}: model.auxiliary.{name} looks further ahead; "
+                f"set at least {part.shortest()}"
+            )
     run.chosen_codec.check()
     run.log.check()
 
@@ -37,6 +47,14 @@ def _check_batch(run: Run) -> None:
         )
 
 
+def _named(name: str, node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(key path, value) of every field of this name."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key == name:
+            yield f"{path}.{key}", value
+        yield from _named(name, value, f"{path}.{key}")
+
+
 def check_data(run: Run, prepared: Prepared) -> None:
     """Raise UserError where what was prepared does not suit the model."""
     if prepared.vocab_size != run.model.vocab_size:
@@ -44,6 +62,11 @@ def check_data(run: Run, prepared: Prepared) -> None:
             f"model.vocab_size={run.model.vocab_size}: the tokenizer of data={prepared.corpus} has "
             f"{prepared.vocab_size} tokens; leave model.vocab_size out, or set data.vocab_size={run.model.vocab_size}"
         )
+    for key, bos_id in _named("bos_id", plain(run.model), "model"):
+        if bos_id is not None and bos_id != prepared.bos_id:
+            raise UserError(
+                f"{key}={bos_id}: documents of data={prepared.corpus} begin with {prepared.bos_id}; set that"
+            )
     needed, there = (
         run.loader.tokens_needed(run.batch.sequences, run.batch.sequence_length),
         prepared.splits["train"].tokens,

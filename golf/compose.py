@@ -68,7 +68,10 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
     several = re.search(r"Ambiguous value for argument '([^']+)'", str(error))
     if several:
         key, _, values = several[1].partition("=")
-        return f"{several[1]}: several values; add -m to sweep over them, or write {key}=[{values}] for a list"
+        return (
+            f"{several[1]}: several values; add -m to sweep over them, or write {key}=[{values}] for a list, "
+            f"{key}='{values}' for a text"
+        )
     resolving = re.search(r"ValueError raised while resolving interpolation: (.*)", str(error))
     if resolving:
         return resolving[1]

@@ -148,6 +148,7 @@ def train(
     # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
     saved_at = time.monotonic()
     record: dict[str, Any] = {}
+    used: dict[int, list[nn.Parameter]] = {}  # by stage of the model
     with StopRequest().listening() as request:
         while True:
             over = is_over(run.budget, state)
@@ -172,10 +173,11 @@ def train(
             tick = tick_of(run.budget, state)
             x_BT, y_BT = loader.batch(run.batch.sequences, run.batch.sequence_length)
             optimizer.zero_grad()
-            nll = accumulate(
-                forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro, stage=model.stage(tick.progress)
-            )
-            ranks.average_(gradients(model))
+            stage = model.stage(tick.progress)
+            nll = accumulate(forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro, stage)
+            if stage not in used:
+                used[stage] = used_by_any(model, ranks)
+            ranks.average_(gradients(used[stage]))
             multiplier = run.schedule(tick)
             optimizer.step(multiplier, tick)
             averager.update(model)
@@ -214,6 +216,7 @@ def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict
 def accumulate(forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Tensor, micro: int, stage: int) -> Tensor:
     """Add the gradients of the rows' mean loss, `micro` rows at a time; returns the mean nats per token (float64)."""
     parts = len(x_BT) // micro
+    x_BT, y_BT = x_BT.contiguous(), y_BT.contiguous()  # the layout that warm_up() compiled for
     nll = torch.zeros((), dtype=torch.float64, device=x_BT.device)
     for x_bT, y_bT in zip(x_BT.split(micro), y_BT.split(micro), strict=True):
         losses = forward(x_bT, y_bT, stage)
@@ -222,12 +225,20 @@ def accumulate(forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Te
     return nll
 
 
-def gradients(model: nn.Module) -> list[Tensor]:
-    """Every parameter's gradient, zeros where a step left it out, so that ranks average the same list."""
-    for parameter in model.parameters():
+def used_by_any(model: nn.Module, ranks: Ranks) -> list[nn.Parameter]:
+    """The parameters that have a gradient on any rank. What a stage of the model does not use has none, so that no
+    optimizer moves or decays it before its time."""
+    parameters = list(model.parameters())
+    flags = ranks.any_of(*(parameter.grad is not None for parameter in parameters))
+    return [parameter for parameter, flag in zip(parameters, flags, strict=True) if flag]
+
+
+def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Their gradients, zeros where this rank left one out, so that ranks average the same list."""
+    for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def exchange(nll: Tensor, started: float, ranks: Ranks) -> tuple[float, float]:

@@ -14,14 +14,16 @@ from golf.roles import roles_of
 from golf.schedules import Tick
 from golf.tokens.prepare import Prepared
 
+MULTIPLIED = ("matrix", "head", "gate", "adapter")  # roles of what activations are multiplied with
 MARKS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # where the schedule is shown, in parts of the run
 BARS = " ▁▂▃▄▅▆▇█"
 
 
 def flops_per_token(run: Run, found: "Outline") -> int:
-    """Multiply-adds of forward and backward, times two: 6 a weight that is no scalar, for each visit of its block
-    (tables count once, as the head), plus 12 * visits * dim * T / 2 for causal attention."""
-    used = sum(math.prod(shape) for name, shape in found.shapes.items() if found.roles[name] != "scalar")
+    """Multiply-adds of forward and backward, times two: 6 a weight of a matrix, for each visit of its block and each
+    use of the table by the head, plus 12 * visits * dim * T / 2 for causal attention. Looking up multiplies nothing."""
+    used = sum(math.prod(shape) for name, shape in found.shapes.items() if found.roles[name] in MULTIPLIED)
+    used += found.model.head.table_uses * found.model.embed.table_VD.numel()
     depth = found.model.stack.effective_depth()
     return 6 * (used + found.model.repeated_params()) + 6 * depth * run.model.dim * run.batch.sequence_length
 

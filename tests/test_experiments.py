@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from golf.compose import CONF, compose
-from golf.config import identity
+from golf.config import fingerprint, identity
 from tests.models.test_every_model import moved
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -88,6 +88,17 @@ def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, exp
         )
         counts.append(sum(p.numel() for p in run.model.build_on_meta().parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.01)
+
+
+TWINS = [{"pr401", "pr401_v7", "pr584_baseline"}, {"pr401_diagonal", "pr401_v2"}]  # until what they wait for is here
+
+
+def test_no_two_experiments_are_one_run_but_those_that_say_so() -> None:
+    runs: dict[str, set[str]] = {}
+    for experiment in EXPERIMENTS:
+        run = compose(["track=h100x8", f"experiment={experiment}"])
+        runs.setdefault(fingerprint(run, ""), set()).add(experiment)
+    assert sorted(map(sorted, (names for names in runs.values() if len(names) > 1))) == sorted(map(sorted, TWINS))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -346,7 +346,7 @@ def test_warm_up_moves_nothing(toy: Callable[..., Run]) -> None:
 
 
 def test_a_loop_joins_at_its_part_of_training(toy: Callable[..., Run], job: Callable[..., Job]) -> None:
-    """Every stage is compiled before the clock, each step trains its own, and the artifact has what only scores need."""
+    """Every stage is compiled before the clock, and the artifact has what scores need and nothing else."""
     run = toy("model/stack=recurrence_progressive")
     model, seen = run.model.build(), []
     forward = model.stack.forward

@@ -171,6 +171,8 @@ def repack(path: Path, change: Callable[[dict], None]) -> None:
     path.write_bytes(seal(rest))
 
 
+LOOP = {"_target_": "golf.models.loops.LoopConfig", "span": "all", "positions": None, "own_scales": False}
+MTP = {"_target_": "golf.models.mtp.MultiTokenConfig", "heads": 2, "weight": 0.1, "softcap": None}
 LIES: dict[str, Callable[[dict], None]] = {
     "foreign class": lambda h: h["model"].update(_target_="os.path.Evil"),
     "a run's own class that is no model": lambda h: h["model"].update(_target_="golf.config.Run"),
@@ -191,6 +193,11 @@ LIES: dict[str, Callable[[dict], None]] = {
     "negative size": lambda h: (h["tensors"][0][2][0].__setitem__(2, [-1]), h.update(payload_bytes=-1)),
     "huge size": lambda h: (h["tensors"][0][2][0].__setitem__(2, [10**30]), h.update(payload_bytes=10**30)),
     "huge vocabulary": lambda h: h["model"].update(vocab_size=10**15),
+    "parts of training": lambda h: h["model"].update(auxiliary={"mtp": MTP}),
+    "many heads": lambda h: h["model"].update(auxiliary={"mtp": MTP | {"heads": 10**9}}),
+    "deep loop": lambda h: h["model"]["stack"].update(loop=LOOP | {"again": [0.0] * 10**5}),
+    "endless layers": lambda h: h["model"]["stack"].update(loop=LOOP | {"span": "1," * 10**6 + "1"}),
+    "texts for starts": lambda h: h["model"]["stack"].update(loop=LOOP | {"again": ["0.0"]}),
     "no tokenizer": lambda h: h.pop("tokenizer_sha256"),
 }
 

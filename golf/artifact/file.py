@@ -34,6 +34,7 @@ T = TypeVar("T")
 MAGIC = b"GOLFART1"
 PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 16_000_000
+MAX_LAYERS = 4096
 MAX_PAYLOAD_BYTES = 2**31  # far above what any cap admits: a reader's bound on memory
 DTYPES = {"i8": torch.int8, "f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16}
 UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
@@ -140,7 +141,9 @@ def _config(node: Any, slot: type[T], classes: dict[str, type]) -> T:
 
 def _shell(config: LMConfig, tensors: dict[str, Any]) -> LM:
     """The model without values, once its size is plausible; its tensors must be the file's."""
-    if config.layers > len(tensors):
+    if config != config.exported():
+        raise ValueError("its model holds parts that only training uses")
+    if config.layers > min(len(tensors), MAX_LAYERS):
         raise ValueError(f"{config.layers} layers can't be made of {len(tensors)} tensors")
     model = config.build_on_meta()
     if set(tensors) != set(roles_of(model)):

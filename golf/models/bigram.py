@@ -29,7 +29,9 @@ class BigramHashConfig(FeatureConfig):
     scale: float | None
 
     def __post_init__(self) -> None:
-        positive(dim=self.dim, scale=self.scale, multiplier=self.multiplier)
+        positive(scale=self.scale)
+        between(1, 2**16, dim=self.dim)
+        between(1, 2**31, multiplier=self.multiplier)
         between(2, 2**24, buckets=self.buckets)
         between(0, 10, table_std=self.table_std)
         one_of("hash", self.hash, ("xor", "linear"))

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from golf.models.attention import Attention, GQAConfig
+from golf.models.kernels import masked
 from golf.models.layers import check_layer_text, layer_set
 from golf.models.slots import Context, Frame, Heads
 
@@ -45,5 +45,4 @@ class DiagonalMasked(Attention):
         seen_TT = (before_TT > 0) | (position_T[:, None] + position_T == 0)
         if self.window is not None:
             seen_TT = seen_TT & (before_TT <= self.window)
-        q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen_TT, enable_gqa=True).transpose(1, 2)
+        return masked(q_BTHC, k_BTKC, v_BTKC, seen_TT)

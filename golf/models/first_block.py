@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from golf.fields import between
 from golf.models.norms import norm
 from golf.models.slots import Context, Frame, InputPartConfig
 
@@ -14,10 +15,14 @@ class FirstBlockMixConfig(InputPartConfig):
     """g h + (1 - g) norm(stopgrad(first block's output)), g = sigmoid of a learned number a layer (PR 401's "VRL").
 
     It mixes what queries, keys and values are made of, so it is no value residual; golf/models/value_residual.py has
-    those. The first layer has none (the PR's has one that never gets a gradient).
+    those. Two things differ from the PR: the output is normed, like the h that it joins, and the first layer has no
+    mix (the PR's has one that never gets a gradient).
     """
 
     start: float
+
+    def __post_init__(self) -> None:
+        between(-20, 20, start=self.start)
 
     def build(self, frame: Frame) -> "FirstBlockMix | None":
         return None if frame.layer == 0 else FirstBlockMix(self.start)

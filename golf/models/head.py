@@ -36,7 +36,7 @@ class SoftmaxHead(nn.Module):
 
     def __init__(self, config: SoftmaxHeadConfig, frame: Frame):
         super().__init__()
-        self.softcap = config.softcap
+        self.softcap, self.table_uses = config.softcap, int(config.tied)
         self.own_VD = None if config.tied else nn.Parameter(torch.zeros(frame.vocab_size, frame.dim))
         self.log_gain = nn.Parameter(torch.zeros(())) if config.temperature else None
 

@@ -30,15 +30,26 @@ def window_mask(length: int, window: int, device: torch.device) -> Tensor:
 def sdpa(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, window: int | None = None) -> Tensor:
     """torch's scaled_dot_product_attention; K divides H (grouped queries). A window costs a mask of T x T."""
     length = q_BTHC.shape[1]
-    narrow = window is not None and window < length - 1
+    if window is not None and window < length - 1:
+        return masked(q_BTHC, k_BTKC, v_BTKC, window_mask(length, window, q_BTHC.device))
     y_BHTC = F.scaled_dot_product_attention(
         q_BTHC.transpose(1, 2),
         k_BTKC.transpose(1, 2),
         v_BTKC.transpose(1, 2),
-        attn_mask=window_mask(length, window, q_BTHC.device) if narrow and window is not None else None,
-        is_causal=not narrow,
+        is_causal=True,
         enable_gqa=q_BTHC.shape[2] != k_BTKC.shape[2],
     )
+    return y_BHTC.transpose(1, 2)
+
+
+def masked(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, seen_TT: Tensor) -> Tensor:
+    """Attention to the keys that a mask shows. On CUDA no kernel but the one that holds all scores takes a mask and
+    grouped queries both, so there each query head gets keys and values of its own."""
+    groups = q_BTHC.shape[2] // k_BTKC.shape[2]
+    if q_BTHC.device.type == "cuda":
+        k_BTKC, v_BTKC = (x.repeat_interleave(groups, dim=2) for x in (k_BTKC, v_BTKC))
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
+    y_BHTC = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_TT, enable_gqa=q.shape[1] != k.shape[1])
     return y_BHTC.transpose(1, 2)
 
 

@@ -6,6 +6,7 @@ import re
 from golf.errors import UserError
 
 DEEPEST = 1024  # a text is checked for its form against so many layers, before the model's depth is known
+LONGEST_TEXT = 200
 FORMS = "all, none, first:5 of 11, last:4 of 11, or 9,10 of 11"
 
 
@@ -17,6 +18,8 @@ def layer_set(text: str, layers: int, key: str = "layers") -> frozenset[int]:
     UserError, beginning with `key`, where the text has no such form or names a layer that is not there.
     """
     compact = text.strip()
+    if len(compact) > LONGEST_TEXT:
+        raise UserError(f"{key}={text[:40]!r}... is longer than {LONGEST_TEXT} characters; write {FORMS}")
     if compact in ("all", "none"):
         return frozenset(range(layers)) if compact == "all" else frozenset()
     match = re.fullmatch(r"(?:(first|last):(\d+)|(\d+(?:\s*,\s*\d+)*))(?:\s+of\s+(\d+))?", compact)
@@ -31,6 +34,22 @@ def layer_set(text: str, layers: int, key: str = "layers") -> frozenset[int]:
         scaled = max(min(1, numbers[0]), _round(numbers[0] * layers / reference))
         return frozenset(range(scaled) if side == "first" else range(layers - scaled, layers))
     return frozenset(_round(index * (layers - 1) / max(1, reference - 1)) for index in numbers)
+
+
+def layer_span(text: str, layers: int, key: str = "layers") -> range:
+    """Neighbouring layers, as layer_set() names them. Where the depth differs from the one that they were written for,
+    the first keeps its relative place and their number its share of the depth, 1 at least, so that they stay
+    neighbours. Raises UserError where the text names none, or names layers apart."""
+    match = re.fullmatch(r"(.*?)(?:\s+of\s+(\d+))?", text.strip())
+    assert match is not None
+    reference = int(match[2]) if match[2] else layers
+    written = sorted(layer_set(text, reference, key))
+    if not written or written[-1] - written[0] + 1 != len(written):
+        raise UserError(f"{key}={text!r} must name neighbouring layers; try {key}='3,4,5 of 11'")
+    layer_set(text, layers, key)
+    count = min(layers, max(1, _round(len(written) * layers / reference)))
+    first = min(_round(written[0] * (layers - 1) / max(1, reference - 1)), layers - count)
+    return range(first, first + count)
 
 
 def _round(value: float) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from golf.errors import UserError
 from golf.fields import positive
 from golf.models.kernels import sdpa
 from golf.models.norms import norm
@@ -24,6 +25,8 @@ from golf.models.slots import (
     StackConfig,
     named_parts,
 )
+
+NLL = "nll"  # the main loss, mean nats per token
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,6 +96,8 @@ class LM(nn.Module):
         self.embed = config.embed.build(frame)
         self.stack = config.stack.build(frame, lambda layer: Block(config, frame.at(layer)), config.residual)
         self.head = config.head.build(frame)
+        if NLL in config.auxiliary:
+            raise UserError(f"model.auxiliary.{NLL}: the head's own loss has this name; choose another")
         self.auxiliary = named_parts("model.auxiliary", config.auxiliary, lambda part: part.build(frame))
         self.shared = nn.ModuleDict(frame.shared)
         self.compute_dtype = torch.float32

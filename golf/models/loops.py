@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from golf.errors import UserError
 from golf.fields import between, one_of
 from golf.models.init import orthogonal_
-from golf.models.layers import check_layer_text, layer_set
+from golf.models.layers import check_layer_text, layer_span
 
 POSITION_STD = 0.01
+MOST_STARTS = 4
 MOST_PASSES = 64  # far above what anyone has tried: a reader's bound on the depth that a file may ask for
 
 
@@ -35,8 +35,13 @@ class LoopConfig:
             one_of("positions", self.positions, ("orthogonal", "normal"))
         if not 0 < len(self.again) <= MOST_PASSES or sorted(self.again) != self.again:
             raise ValueError(
-                f"again={self.again} must hold the start of each further pass, ascending, at most {MOST_PASSES}; "
-                "try [0.0]"
+                f"again={str(self.again)[:60]} must hold the start of each further pass, ascending, at most "
+                f"{MOST_PASSES}; try [0.0]"
+            )
+        if len(self.starts()) > MOST_STARTS:
+            raise ValueError(
+                f"again={str(self.again)[:60]} has {len(self.starts())} different starts, each a graph to compile; "
+                f"at most {MOST_STARTS}"
             )
         for start in self.again:
             between(0, 0.99, again=start)
@@ -70,12 +75,10 @@ class Visit:
 
 
 def visits_of(loop: LoopConfig | None, layers: int, stage: int) -> list[Visit]:
-    """The order of visits in a stage of training. Raises UserError for a span with a gap or without blocks."""
+    """The order of visits in a stage of training. Raises UserError where the span names no neighbouring blocks."""
     if loop is None:
         return [Visit(layer) for layer in range(layers)]
-    span = sorted(layer_set(loop.span, layers, "model.stack.loop.span"))
-    if not span or span[-1] - span[0] + 1 != len(span):
-        raise UserError(f"model.stack.loop.span={loop.span!r} must be neighbouring blocks of {layers}; got {span}")
+    span = layer_span(loop.span, layers, "model.stack.loop.span")
     inner = [Visit(block, n, n if block == span[0] else None) for n in range(loop.passes(stage)) for block in span]
     before = [Visit(layer) for layer in range(span[0])]
     return [*before, *inner, *(Visit(layer) for layer in range(span[-1] + 1, layers))]

@@ -26,7 +26,8 @@ class SharedLoRAConfig(LinearConfig):
     dense: LinearConfig
 
     def __post_init__(self) -> None:
-        positive(blocks=self.blocks, rank=self.rank)
+        positive(blocks=self.blocks)
+        between(1, 2**16, rank=self.rank)
         between(0, 10, b_std=self.b_std)
 
     def build(self, frame: Frame, inputs: int, outputs: int, *, residual: bool, gain: float) -> nn.Module:
@@ -34,8 +35,9 @@ class SharedLoRAConfig(LinearConfig):
             return self.dense.build(frame, inputs, outputs, residual=residual, gain=gain)
         if self.blocks > frame.layers:
             raise UserError(f"model.linear.blocks={self.blocks} is more than model.layers={frame.layers}; lower it")
-        number = frame.memo[("matrices", frame.layer)] = frame.memo.get(("matrices", frame.layer), -1) + 1
-        key = ("shared matrix", frame.layer * self.blocks // frame.layers, number)
+        kind = (inputs, outputs, residual, gain)
+        number = frame.memo[(kind, frame.layer)] = frame.memo.get((kind, frame.layer), -1) + 1
+        key = ("shared matrix", frame.layer * self.blocks // frame.layers, kind, number)
         owner = key not in frame.memo
         if owner:
             frame.memo[key] = self.dense.build(frame, inputs, outputs, residual=residual, gain=gain)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from golf.fields import positive
+from golf.fields import between, positive
 from golf.models.head import softcapped
 from golf.models.slots import AuxiliaryConfig, Frame
 
@@ -20,10 +20,14 @@ class MultiTokenConfig(AuxiliaryConfig):
     softcap: float | None
 
     def __post_init__(self) -> None:
-        positive(heads=self.heads, weight=self.weight, softcap=self.softcap)
+        between(1, 64, heads=self.heads)
+        positive(weight=self.weight, softcap=self.softcap)
 
     def build(self, frame: Frame) -> "MultiToken":
         return MultiToken(self, frame)
+
+    def shortest(self) -> int:
+        return self.heads + 1
 
 
 class MultiToken(nn.Module):

@@ -5,20 +5,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from golf.fields import positive
+from golf.fields import between, positive
 from golf.models.slots import FeatureConfig, FeatureModule, Frame
 
 
 @dataclass(kw_only=True, slots=True)
 class RegistersConfig(FeatureConfig):
-    """`count` learned vectors before every window, N(0, init_std^2): sinks that all tokens see (arXiv 2309.16588;
-    PR 584, ablation 3). They are never scored; rotary positions of the text shift by `count`."""
+    """`count` learned vectors before every text, N(0, init_std^2): sinks that all tokens see, as far as an attention
+    window reaches (arXiv 2309.16588; PR 584, ablation 3). They are never scored; the text's rotary positions shift."""
 
     count: int
     init_std: float
 
     def __post_init__(self) -> None:
-        positive(count=self.count, init_std=self.init_std)
+        between(1, 4096, count=self.count)
+        positive(init_std=self.init_std)
 
     def build(self, frame: Frame) -> "Registers":
         return Registers(self, frame.dim)

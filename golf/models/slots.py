@@ -51,10 +51,14 @@ class Frame:
         """A module x_..I -> y_..O from the `linear` slot. residual: it writes to the residual stream."""
         return self.linear.build(self, inputs, outputs, residual=residual, gain=gain)
 
-    def share(self, name: str, make: Callable[[], nn.Module]) -> str:
-        """Have the model own make() under this name, once; returns the name for Context.shared."""
-        if name not in self.shared:
-            self.shared[name] = make()
+    def share(self, kind: str, key: Any, make: Callable[[], nn.Module]) -> str:
+        """Have the model own one make() for all who give the same kind and key; returns its name in Context.shared."""
+        known = ("shared", kind, key)
+        if known not in self.memo:
+            count = sum(name.startswith(kind) for name in self.shared)
+            self.memo[known] = f"{kind}_{count}" if count else kind
+            self.shared[self.memo[known]] = make()
+        name: str = self.memo[known]
         return name
 
 
@@ -236,7 +240,10 @@ class StackModule(nn.Module):
 
 @dataclass(kw_only=True, slots=True)
 class HeadConfig:
-    """x_BTD to scores: module.losses(x_BTD, targets_BT, table_VD) and module.log_probs(x_BTD, table_VD)."""
+    """x_BTD to scores: module.losses(x_BTD, targets_BT, table_VD) and module.log_probs(x_BTD, table_VD).
+
+    module.table_uses: how often it multiplies with the embedding table, for the arithmetic of plans.
+    """
 
     def build(self, frame: Frame) -> nn.Module:
         raise NotImplementedError
@@ -248,3 +255,7 @@ class AuxiliaryConfig:
 
     def build(self, frame: Frame) -> nn.Module:
         raise NotImplementedError
+
+    def shortest(self) -> int:
+        """The shortest sequence that it has a loss for."""
+        return 1

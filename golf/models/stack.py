@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from golf.errors import UserError
+from golf.models.layers import layer_span
 from golf.models.loops import LoopConfig, Visit, visits_of
 from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule
 
@@ -33,7 +35,16 @@ class BlocksConfig(StackConfig):
     def build(self, frame: Frame, make_block: Callable[[int], nn.Module], residual: ResidualConfig) -> "Blocks":
         if self.skips is not None and self.loop is None and frame.layers < 2:
             raise UserError(f"model.layers={frame.layers} leaves U-Net skips nothing to join; try model/stack=plain")
+        if self.skips is not None and self.skips.each_pass:
+            self._check_passes(frame.layers)
         return Blocks(self, frame, make_block, residual)
+
+    def _check_passes(self, layers: int) -> None:
+        """Raise UserError where there are no passes of the whole stack, or nothing to join in one."""
+        if self.loop is None or len(layer_span(self.loop.span, layers, "model.stack.loop.span")) < layers:
+            raise UserError("model.stack.skips.each_pass=true needs a loop over the whole stack; set it to false")
+        if layers < 2:
+            raise UserError(f"model.layers={layers} leaves the skips of a pass nothing to join; try model.layers=2")
 
 
 class Blocks(StackModule):
@@ -53,6 +64,7 @@ class Blocks(StackModule):
         self.blocks = nn.ModuleList(make_block(layer) for layer in range(frame.layers))
         self.starts = () if self.loop is None else self.loop.starts()
         self.plans = [visits_of(self.loop, frame.layers, stage) for stage in range(len(self.starts) + 1)]
+        self._check_kinds()
         joints = max(self.halves(plan) for plan in self.plans)
         shape = (joints, frame.dim)
         self.skip_scale_JD = nn.Parameter(torch.ones(shape)) if self.skips and joints else None
@@ -60,6 +72,15 @@ class Blocks(StackModule):
         self.position_LD = self.loop.position_vectors(frame.dim) if self.loop is not None else None
         again = [visit for visit in self.plans[-1] if visit.repeat and self.loop is not None and self.loop.own_scales]
         self.residuals = nn.ModuleDict({_name(v): residual.build(frame.at(v.block)) for v in again})
+
+    def _check_kinds(self) -> None:
+        """Raise UserError where a loop goes back and forth between kinds of residual (one lane and two)."""
+        again = [self.blocks[visit.block] for visit in self.plans[-1] if visit.repeat]
+        if self.loop is not None and len({type(block.residual) for block in again}) > 1:
+            raise UserError(
+                f"model.stack.loop.span={self.loop.span!r} crosses the layer from which on model.residual is another; "
+                "let it end before that layer or begin at it"
+            )
 
     def halves(self, plan: list[Visit]) -> int:
         """How many visits of a plan push their output: half of them, or half of a pass."""
@@ -109,8 +130,12 @@ class Blocks(StackModule):
         return len(self.plans[-1])
 
     def repeated_params(self) -> int:
-        again = [self.blocks[visit.block] for visit in self.plans[-1] if visit.repeat]
-        return sum(p.numel() for block in again for p in block.parameters())
+        again: list[Any] = [self.blocks[visit.block] for visit in self.plans[-1] if visit.repeat]
+        shared: list[nn.Module] = [part for block in again for part in (block.mixer, block.mlp)]
+        if self.loop is not None and not self.loop.own_scales:
+            shared += [block.residual for block in again]
+        held = sum(p.numel() for part in shared for p in part.parameters())
+        return held + sum(getattr(module, "borrowed", 0) for part in shared for module in part.modules())
 
 
 def _name(visit: Visit) -> str:

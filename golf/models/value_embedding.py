@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from golf.fields import positive
+from golf.fields import between, positive
 from golf.models.layers import check_layer_text, layer_set
 from golf.models.slots import Context, Frame, Heads, ValuePartConfig
 
@@ -25,15 +25,15 @@ class ValueEmbeddingConfig(ValuePartConfig):
     scale: float
 
     def __post_init__(self) -> None:
-        positive(dim=self.dim, table_std=self.table_std, scale=self.scale)
+        between(1, 2**16, dim=self.dim)
+        positive(table_std=self.table_std, scale=self.scale)
         check_layer_text(layers=self.layers)
 
     def build(self, frame: Frame, shape: Heads) -> "ValueEmbedding | None":
         if frame.layer not in layer_set(self.layers, frame.layers):
             return None
         width = shape.kv_heads * shape.head_dim
-        name = frame.share(f"value_embedding_{self.dim}_to_{width}", lambda: ValueTable(self, frame, width))
-        return ValueEmbedding(name)
+        return ValueEmbedding(frame.share("value_embedding", str(self), lambda: ValueTable(self, frame, width)))
 
 
 class ValueTable(nn.Module):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from golf.fields import between
 from golf.models.slots import Context, Frame, Heads, ValuePartConfig
 
 FIRST = "first values"
@@ -63,6 +64,9 @@ class GateResidualConfig(ValuePartConfig):
     """(1 - g) v + g v_0, g = sigmoid of one learned number a layer, -1.5 at first: g = 0.18 (PR 657)."""
 
     start: float
+
+    def __post_init__(self) -> None:
+        between(-20, 20, start=self.start)
 
     def build(self, frame: Frame, shape: Heads) -> nn.Module:
         return HalfResidual(True) if frame.layer == 0 else GateResidual(self.start)

@@ -50,6 +50,8 @@ class AdamW(Group):
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items() if state else ():  # empty: saved before the first step
+        for name, parameter in self.parameters.items():
+            if f"{name}/step" not in state:  # saved before its first step
+                continue
             moments = {key: state[f"{name}/{key}"].to(parameter.device, copy=True) for key in ("exp_avg", "exp_avg_sq")}
             self.inner.state[parameter] = {"step": state[f"{name}/step"].clone(), **moments}

@@ -49,7 +49,7 @@ def newton_schulz(update_NOI: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(Group):
-    """Matrices of one shape are updated as one batch."""
+    """Matrices of one shape are updated as one batch; those without a gradient stay as they are."""
 
     def __init__(self, config: MuonConfig, parameters: dict[str, nn.Parameter], dtype: torch.dtype):
         self.config = config
@@ -66,10 +66,17 @@ class Muon(Group):
         lr = self.config.lr * multiplier
         momentum = self.config.momentum(tick)
         decay = 1 - lr * self.config.weight_decay(tick)
-        for batch, buffer_NOI in zip(self.batches, self.momenta, strict=True):
-            weights: list[Tensor] = list(batch.values())
-            gradient_NOI = torch.stack([w.grad if w.grad is not None else torch.zeros_like(w) for w in weights])
+        for batch, momenta_NOI in zip(self.batches, self.momenta, strict=True):
+            used = [n for n, w in enumerate(batch.values()) if w.grad is not None]
+            if not used:
+                continue
+            whole = len(used) == len(batch)
+            weights: list[Tensor] = [w for w in batch.values() if w.grad is not None]
+            gradient_NOI = torch.stack([w.grad for w in weights if w.grad is not None])
+            buffer_NOI = momenta_NOI if whole else momenta_NOI[used]
             buffer_NOI.mul_(momentum).add_(gradient_NOI)
+            if not whole:
+                momenta_NOI[used] = buffer_NOI
             update_NOI = gradient_NOI.add_(buffer_NOI, alpha=momentum) if self.config.nesterov else buffer_NOI
             update_NOI = newton_schulz(update_NOI, self.config.newton_schulz_steps, self.dtype)
             rows, cols = update_NOI.shape[-2:]

@@ -1,5 +1,6 @@
 """The named parts of attention against their formulas."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -117,3 +118,12 @@ def test_the_first_block_reaches_what_later_attention_reads(toy: Callable[..., R
     torch.testing.assert_close(part(h, context), g * h + (1 - g) * norm(first))
     part(h, context).sum().backward()
     assert first.grad is None, "the first block feels nothing of it"
+
+
+def test_value_embeddings_of_other_settings_have_tables_of_their_own(toy: Callable[..., Run]) -> None:
+    run = toy("model/value=embedding", "model.mixer.value.embedding.layers=all")
+    first = run.model.mixer.value["embedding"]
+    run.model.mixer.value["second"] = dataclasses.replace(first, table_std=0.5)
+    model = built(run)
+    assert list(model.shared) == ["value_embedding", "value_embedding_1"]
+    assert model.shared["value_embedding_1"].table_VE.std() > 10 * model.shared["value_embedding"].table_VE.std()

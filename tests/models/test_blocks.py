@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from golf.checks import check
 from golf.compose import CONF, compose
 from golf.config import Run
+from golf.errors import UserError
 from golf.models.norms import norm
 from golf.models.slots import Context
 from tests.models.helpers import context_of
@@ -128,4 +131,9 @@ def test_further_heads_predict_further_tokens(toy: Callable[..., Run]) -> None:
         losses.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     given = model(ids[:, :-1], ids[:, 1:])
     torch.testing.assert_close(given["mtp"], 0.15 * (losses[0] + losses[1]) / 2)
+    with pytest.raises(UserError, match=r"batch\.sequence_length=32: model\.auxiliary\.mtp looks further"):
+        check(toy("model/auxiliary=mtp", "model.auxiliary.mtp.heads=40"))
+    run.model.auxiliary = {"nll": run.model.auxiliary["mtp"]}
+    with pytest.raises(UserError, match=r"model\.auxiliary\.nll: the head's own loss has this name"):
+        built(run)
     assert "auxiliary" not in str(list(dict(run.model.exported().build_on_meta().named_parameters())))

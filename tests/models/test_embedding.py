@@ -94,6 +94,9 @@ def test_orthogonal_start_and_its_output_scaling(toy: Callable[..., Run]) -> Non
     torch.testing.assert_close(out @ out.T, torch.eye(32) / (2 * 3), atol=1e-5, rtol=0)
 
 
-def test_bf16_tables_train_export_and_read_back_in_fp32(toy: Callable[..., Run]) -> None:
-    model = moved(toy("model/embed=table_bf16", "optimizer=muon_decay"))
+def test_bf16_tables_train_with_adam_in_bf16(toy: Callable[..., Run]) -> None:
+    run = toy("model/embed=table_bf16", "optimizer=muon_decay")
+    model = moved(run)
     assert model.embed.table_VD.dtype == torch.bfloat16 and torch.isfinite(model.embed.table_VD).all()
+    state = run.optimizer.build(model, torch.float32).state()
+    assert all(value.dtype == torch.bfloat16 for name, value in state.items() if "table_VD/exp" in name)

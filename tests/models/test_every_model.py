@@ -4,12 +4,14 @@ import math
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from golf.artifact.file import read_artifact, write_artifact
 from golf.compose import CONF, compose
 from golf.config import Run
 from golf.models.kernels import choose_backend, sdpa
@@ -18,6 +20,7 @@ from golf.models.norms import norm
 from golf.models.rope import rotary_tables, rotate
 from golf.models.slots import Context, Frame, Heads, OutputPartConfig, ValuePartConfig
 from golf.optim.optimizer import OptimizerConfig
+from golf.quant.formats import FloatConfig
 from golf.roles import roles_of
 from golf.schedules import Tick
 
@@ -105,13 +108,24 @@ def test_bf16_stays_close(run: Run) -> None:
     assert model(ids[:, :-1], ids[:, 1:])["nll"].item() == pytest.approx(full, abs=0.02)
 
 
+def test_the_artifact_holds_what_scores_need(run: Run, tmp_path: Path) -> None:
+    """Stored as fp32 and read back into a fresh model, every model scores as it did in memory."""
+    model, ids, kept = moved(run), ids_for(run), run.model.exported()
+    roles, weights = roles_of(kept.build_on_meta()), dict(model.named_parameters())
+    exact = replace(run.quant, formats={"fp32": FloatConfig(dtype="fp32")}, roles={}, names={}, default="fp32")
+    stored = exact.quantize({name: weights[name] for name in roles}, roles)
+    path = tmp_path / "artifact.golf"
+    write_artifact(path, model=kept, stored=stored, quant=exact, codec=run.chosen_codec, tokenizer="")
+    fresh = read_artifact(path).model
+    assert torch.equal(fresh.log_probs(ids), model.log_probs(ids))
+
+
 def test_naive_baseline_has_the_published_size() -> None:
     full = compose(["track=h100x8", "model=baseline"])
     assert sum(p.numel() for p in full.model.build_on_meta().parameters()) == 17_059_912
 
 
-def test_meta_model_has_the_shapes_of_the_real_one(toy: Callable[..., Run]) -> None:
-    run = toy()
+def test_meta_model_has_the_shapes_of_the_real_one(run: Run) -> None:
     shapes = [{n: p.shape for n, p in model.named_parameters()} for model in (run.model.build_on_meta(), built(run))]
     assert shapes[0] == shapes[1]
 

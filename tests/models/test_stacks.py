@@ -6,12 +6,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from golf.compose import compose
 from golf.config import Run
+from golf.dist import Ranks
 from golf.errors import UserError
+from golf.loop import accumulate, gradients, used_by_any, warm_up
+from golf.models.layers import layer_span
 from golf.models.loops import Visit
 from golf.models.slots import Context
+from golf.schedules import Tick
 from tests.models.helpers import context_of
 from tests.models.test_every_model import built, ids_for, moved
 
@@ -52,21 +57,20 @@ def test_skips_join_mirrored_visits(toy: Callable[..., Run]) -> None:
     assert joined == [(8 + j, 8 - j, j) for j in range(8)], "visit 8 + j takes the output of visit 7 - j"
 
 
-@pytest.mark.parametrize("stack", ["loop_middle", "loop_all", "recurrence", "recurrence_untied"])
-def test_a_loop_of_one_pass_is_the_stack_without_it(stack: str, toy: Callable[..., Run]) -> None:
-    run = toy(f"model/stack={stack}", "model.layers=4")
+@pytest.mark.parametrize("stack", ["recurrence", "recurrence_untied", "recurrence_progressive"])
+def test_before_the_loop_joins_the_stack_is_the_one_without_it(stack: str, toy: Callable[..., Run]) -> None:
+    run = toy(f"model/stack={stack}", "model.layers=6")
     ids = ids_for(run)
-    looped = built(run)
-    stage = looped.stack.plans
-    looped.stack.plans = [[Visit(layer) for layer in range(4)]]
+    looped = moved(run)
     run.model.stack.loop = None
     flat = built(run)
     own = dict(looped.named_parameters())
     with torch.no_grad():
         for name, parameter in flat.named_parameters():
             parameter.copy_(own[name][: len(parameter)] if parameter.ndim else own[name])
-    assert torch.equal(flat.log_probs(ids), looped.log_probs(ids))
-    assert len(stage[-1]) > 4
+    assert torch.equal(flat(ids, ids)["nll"], looped(ids, ids, stage=0)["nll"])
+    assert not torch.equal(flat(ids, ids)["nll"], looped(ids, ids)["nll"])
+    assert flat.stack.effective_depth() == 6 < looped.stack.effective_depth()
 
 
 def test_a_looped_stack_is_the_unrolled_one(toy: Callable[..., Run]) -> None:
@@ -96,25 +100,80 @@ def test_loop_positions_are_orthogonal(toy: Callable[..., Run]) -> None:
 
 
 def test_own_scales_of_repeated_visits(toy: Callable[..., Run]) -> None:
-    tied, untied = (
-        built(toy(f"model/stack={name}", "model.layers=11")) for name in ("recurrence", "recurrence_untied")
-    )
-    assert len(tied.stack.residuals) == 0 and len(untied.stack.residuals) == 6
-    assert untied.stack.residuals["block3_again1"] is not untied.stack.blocks[3].residual
+    run = toy("model/stack=recurrence_untied", "model.layers=11")
+    model, ids = moved(run), ids_for(run)
+    assert len(model.stack.residuals) == 6 and len(built(toy("model/stack=recurrence")).stack.residuals) == 0
+    both = [model(ids, ids, stage)["nll"].item() for stage in (0, 1)]
+    model.stack.residuals["block3_again1"].mlp_scale_D.data += 1.0
+    assert model(ids, ids, 0)["nll"].item() == both[0] and model(ids, ids, 1)["nll"].item() != both[1]
+    blocks = [model.stack.blocks[layer] for layer in (3, 4, 5)]
+    again = sum(p.numel() for block in blocks for part in (block.mixer, block.mlp) for p in part.parameters())
+    assert model.repeated_params() == 2 * again, "scales of its own are stored, not saved"
+
+
+def test_a_repeated_borrower_saves_what_it_borrows(toy: Callable[..., Run]) -> None:
+    run = toy("model/stack=loop_all", "model/linear=shared_lora", "model.linear.blocks=1", "model.layers=2")
+    model = built(run)
+    base = sum(p.numel() for name, p in model.stack.named_parameters() if name.endswith("base.weight"))
+    other = sum(p.numel() for name, p in model.stack.blocks.named_parameters() if not name.endswith("base.weight"))
+    assert model.repeated_params() == 3 * base + other
+
+
+def test_what_a_stage_does_not_use_stays_as_it_began(toy: Callable[..., Run]) -> None:
+    """With weight decay an unused scale would fade from 1 before its visit ever joins."""
+    run = toy("model/stack=recurrence_untied", "model.layers=6", "optimizer=muon_decay")
+    model = built(run)
+    optimizer = run.optimizer.build(model, torch.float32)
+    alone = Ranks(0, 1, torch.device("cpu"))
+    ids = ids_for(run)
+    before = {name: p.detach().clone() for name, p in model.stack.residuals.named_parameters()}
+    for stage, same in ((0, True), (1, False)):
+        for step in range(3):
+            optimizer.zero_grad()
+            accumulate(model, ids[:, :-1], ids[:, 1:], 2, stage)
+            gradients(used_by_any(model, alone))
+            optimizer.step(1.0, Tick(step, 0.5, 10))
+        moved_on = [name for name, p in model.stack.residuals.named_parameters() if not torch.equal(p, before[name])]
+        assert bool(moved_on) != same
+    state = optimizer.state()
+    optimizer.load(state)
+
+
+@pytest.mark.parametrize("name", ["recurrence", "recurrence_progressive", "recurrence_untied", "loop_middle"])
+def test_spans_keep_their_neighbours_at_every_depth(name: str, toy: Callable[..., Run]) -> None:
+    loop = toy(f"model/stack={name}").model.stack.loop
+    for layers in range(1, 30):
+        span = list(layer_span(loop.span, layers))
+        assert span == list(range(span[0], span[-1] + 1)) and 0 <= span[0] <= span[-1] < layers
+    assert list(layer_span("3,4,5 of 11", 12)) == [3, 4, 5] and list(layer_span("3,4,5 of 11", 22)) == [
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+    ]
+    assert list(layer_span("all", 4)) == [0, 1, 2, 3] and list(layer_span("last:2 of 11", 11)) == [9, 10]
 
 
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("model.stack.loop.span='1,3 of 4'", r"model\.stack\.loop\.span='1,3 of 4' must be neighbouring blocks"),
-        ("model.stack.loop.span=none", r"model\.stack\.loop\.span='none' must be neighbouring blocks"),
+        ("model.stack.loop.span='1,3 of 4'", r"model\.stack\.loop\.span='1,3 of 4' must name neighbouring layers"),
+        ("model.stack.loop.span=none", r"model\.stack\.loop\.span='none' must name neighbouring layers"),
         ("model.stack.loop.again=[]", r"model\.stack\.loop\.again=\[\] must hold"),
         ("model.stack.loop.again=[0.5,0.2]", r"model\.stack\.loop\.again=\[0\.5, 0\.2\] must hold .*ascending"),
         ("model.stack.loop.again=[1.5]", r"model\.stack\.loop\.again=1\.5 must lie"),
+        ("model.stack.loop.again=[0.1,0.2,0.3,0.4,0.5]", r"model\.stack\.loop\.again=.* 5 different starts"),
+        ("model.stack.skips.each_pass=true", r"model\.stack\.skips\.each_pass=true needs a loop over the whole stack"),
+        ("model/residual=two_lanes", None),
         ("model.stack.loop.positions=sine", r"model\.stack\.loop\.positions='sine' is not a choice"),
     ],
 )
-def test_loops_that_cannot_be(override: str, message: str) -> None:
+def test_loops_that_cannot_be(override: str, message: str | None) -> None:
+    if message is None:  # a span that ends before the lanes begin
+        compose(["track=h100x8", "model.layers=11", "model/stack=recurrence", override]).model.build_on_meta()
+        return
     with pytest.raises(UserError, match=message):
         compose(["track=h100x8", "model/stack=recurrence", override]).model.build_on_meta()
 
@@ -138,3 +197,23 @@ def test_shared_matrices_have_one_name_and_deltas_of_their_own(toy: Callable[...
     torch.testing.assert_close(
         twin.stack.blocks[2].mixer.query(x), x @ twin.stack.blocks[2].mixer.query.a_IR @ layer.b_RO
     )
+
+
+def test_a_loop_may_not_cross_into_the_lanes() -> None:
+    crossing = ["track=h100x8", "model.layers=11", "model/stack=recurrence", "model/residual=two_lanes"]
+    with pytest.raises(UserError, match=r"model\.stack\.loop\.span='7,8 of 11' crosses the layer"):
+        compose([*crossing, "model.stack.loop.span='7,8 of 11'"]).model.build_on_meta()
+
+
+def test_compiled_stages_are_the_ones_that_train(toy: Callable[..., Run]) -> None:
+    """After the warm-up no step compiles again, whatever layout the loader's batch has."""
+    run = toy("model/stack=recurrence_progressive", "model.layers=4")
+    model, count = built(run), CompileCounter()
+    torch.compiler.reset()
+    forward = torch.compile(model, dynamic=False, backend=count)
+    warm_up(forward, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"), stages=3)
+    assert count.frame_count == 3
+    ids = torch.randint(run.model.vocab_size, (4, run.batch.sequence_length + 1))
+    for stage in (0, 0, 1, 2):
+        accumulate(forward, ids[:, :-1], ids[:, 1:], 2, stage)
+    assert count.frame_count == 3
