@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from golf.compose import CONF, compose
+from golf.compose import CONF
 from golf.config import fingerprint, identity
+from tests.conftest import composed
 from tests.models.test_every_model import moved
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -28,7 +29,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("experiment, expected", PUBLISHED.items())
 def test_full_size_models_have_the_published_parameters(experiment: str, expected: int) -> None:
-    model = compose(["track=h100x8", f"experiment={experiment}"]).model.build_on_meta()
+    model = composed("track=h100x8", f"experiment={experiment}").model.build_on_meta()
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
@@ -71,7 +72,7 @@ CHANGES = {
 @pytest.mark.parametrize("experiment, base_and_key", CHANGES.items())
 def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tuple[str, str]) -> None:
     base, key = base_and_key
-    one, other = (identity(compose(["track=h100x8", f"experiment={name}"]), "") for name in (base, experiment))
+    one, other = (identity(composed("track=h100x8", f"experiment={name}"), "") for name in (base, experiment))
     changed = list(differing(one, other))
     assert changed, "nothing"
     assert all(name == key or name.startswith(f"{key}.") for name in changed), changed
@@ -83,9 +84,8 @@ def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tup
 def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, expand: float) -> None:
     counts = []
     for part in ("relu2", mlp):
-        run = compose(
-            [f"track={track}", "experiment=pr584_baseline", f"model/mlp={part}", f"model.mlp.expand={expand}"]
-        )
+        parts = [f"model/mlp={part}", f"model.mlp.expand={expand}"]
+        run = composed(f"track={track}", "experiment=pr584_baseline", *parts)
         counts.append(sum(p.numel() for p in run.model.build_on_meta().parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.01)
 
@@ -96,7 +96,7 @@ TWINS = [{"pr401", "pr401_v7", "pr584_baseline"}, {"pr401_diagonal", "pr401_v2"}
 def test_no_two_experiments_are_one_run_but_those_that_say_so() -> None:
     runs: dict[str, set[str]] = {}
     for experiment in EXPERIMENTS:
-        run = compose(["track=h100x8", f"experiment={experiment}"])
+        run = composed("track=h100x8", f"experiment={experiment}")
         runs.setdefault(fingerprint(run, ""), set()).add(experiment)
     assert sorted(map(sorted, (names for names in runs.values() if len(names) > 1))) == sorted(map(sorted, TWINS))
 
@@ -104,7 +104,7 @@ def test_no_two_experiments_are_one_run_but_those_that_say_so() -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_trains_all_that_it_holds(experiment: str) -> None:
     """On the tiny track, after two steps, every parameter has a gradient and the loss is a number."""
-    run = compose(["track=tiny", f"experiment={experiment}"])
+    run = composed("track=tiny", f"experiment={experiment}")
     model = moved(run)
     ids = torch.randint(run.model.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
     model.zero_grad()
