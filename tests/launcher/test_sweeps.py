@@ -67,7 +67,7 @@ def test_plans_are_shown_once_a_row(door: Door, toy_folder: Path, tmp_path: Path
 
 def start(folder: Path, outputs: Path, *extra: str) -> subprocess.Popen:
     """A sweep of two toy seeds on two slots, as a command."""
-    toy = toy_overrides(folder, [f"outputs={outputs}", "budget.max_steps=250", "checkpoint.every_steps=20", *extra])
+    toy = toy_overrides(folder, [f"outputs={outputs}", "budget.max_steps=400", "checkpoint.every_steps=20", *extra])
     command = [sys.executable, str(ROOT / "golf" / "train.py"), "-m", *toy, "seed=1,2", "launch.slots=2"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
