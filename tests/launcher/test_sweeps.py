@@ -108,10 +108,10 @@ def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
     said = stopped.communicate(timeout=100)[0]
     assert stopped.returncode == 130 and processes_in(rough) == [], said
     assert "goes on from its checkpoint" in said and "saves and stops" in said
-    sweep = ["-m", *toy_overrides(toy_folder, [f"outputs={rough}", "budget.max_steps=250"]), "seed=1,2"]
+    sweep = ["-m", *toy_overrides(toy_folder, [f"outputs={rough}", "budget.max_steps=400"]), "seed=1,2"]
     sweep += ["launch.slots=2", "checkpoint.every_steps=20"]
     code, shown = door(*sweep, "launch.status=true")
-    assert code == 0 and "stopped" in shown and "of 250" in shown
+    assert code == 0 and "stopped" in shown and "of 400" in shown
 
     last = start(toy_folder, rough)
     said = last.communicate(timeout=200)[0]
