@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a shared core cost more than they bring
 os.environ["WANDB_MODE"] = "offline"
@@ -18,6 +19,8 @@ from golf.config import Run
 from tests.tokens.helpers import toy_data
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a shell: the runs that tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # would inherit it, and rightly go on
 
 TOY = [
     "track=tiny",
