@@ -10,7 +10,6 @@ from golf.dist import pick_device
 from golf.errors import UserError
 from golf.models.kernels import choose_backend
 from golf.nodes import plain
-from golf.roles import roles_of
 from golf.tokens.prepare import Prepared
 
 
@@ -26,7 +25,7 @@ def check(run: Run) -> None:
     choose_backend(run.compute.attention, device, run.model.mixer.kernel_channels(run.model.dim))
     model = run.model.build_on_meta()
     run.optimizer.assign(model)
-    run.quant.assign(roles_of(run.model.exported().build_on_meta()))
+    run.quant.assign(model.stored_roles())
     for name, part in run.model.auxiliary.items():
         if part is not None and run.batch.sequence_length < part.shortest():
             raise UserError(

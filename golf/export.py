@@ -18,7 +18,6 @@ from golf.evals.evaluator import Score
 from golf.ledger import Ledger
 from golf.loop import LoopState, Trained
 from golf.models.lm import LM
-from golf.roles import roles_of
 from golf.rundir import RunDir
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
@@ -55,7 +54,7 @@ def export(
 
     # ---------------------------------------------------------------- the artifact, written and read back
     if ranks.first:
-        store(run, prepared, weights, folder.artifact, ledger)
+        store(run, prepared, weights, model.stored_roles(), folder.artifact, ledger)
     ranks.barrier()
     artifact = read_artifact(folder.artifact)
     fresh = artifact.model.to(ranks.device)
@@ -84,16 +83,16 @@ def export(
     }
 
 
-def store(run: Run, prepared: Prepared, weights: dict[str, Tensor], path: Path, ledger: Ledger) -> None:
-    """Quantise and write the artifact file, without what only training uses."""
-    kept = run.model.exported()
-    roles = roles_of(kept.build_on_meta())
+def store(
+    run: Run, prepared: Prepared, weights: dict[str, Tensor], roles: dict[str, str], path: Path, ledger: Ledger
+) -> None:
+    """Quantise and write the artifact file: the weights that `roles` names."""
     with ledger.phase("quantise"):
         stored = run.quant.quantize({name: weights[name] for name in roles}, roles)
     with ledger.phase("encode"):
         write_artifact(
             path,
-            model=kept,
+            model=run.model.exported(),
             stored=stored,
             quant=run.quant,
             codec=run.chosen_codec,

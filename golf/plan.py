@@ -30,11 +30,13 @@ def flops_per_token(run: Run, found: "Outline") -> int:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A run's model without weights: shapes and roles by parameter, and the artifact bytes expected of it."""
+    """A run's model without weights: shapes and roles by parameter, the roles of those that are stored, and the bytes
+    expected of an artifact with them."""
 
     model: LM
     shapes: dict[str, tuple[int, ...]]
     roles: dict[str, str]
+    stored: dict[str, str]
     artifact_bytes: int
 
     @property
@@ -46,18 +48,16 @@ def outline(run: Run) -> Outline:
     """Build the model on the meta device and measure it."""
     model = run.model.build_on_meta()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    roles = roles_of(model)
-    kept = run.model.exported().build_on_meta()
-    stored = {name: tuple(parameter.shape) for name, parameter in kept.named_parameters()}
-    return Outline(model, shapes, roles, run.quant.predict_bytes(stored, roles_of(kept), run.chosen_codec))
+    stored = model.stored_roles()
+    kept = {name: shapes[name] for name in stored}
+    return Outline(model, shapes, roles_of(model), stored, run.quant.predict_bytes(kept, stored, run.chosen_codec))
 
 
 def show(run: Run, prepared: Prepared | None) -> None:
     """Print the plan. prepared: the data where it is ready, None where it is not."""
     console = Console(highlight=False)
     found = outline(run)
-    formats = run.quant.assign(roles_of(run.model.exported().build_on_meta()))
-    console.print(_parts(found, run.optimizer.assign(found.model), formats))
+    console.print(_parts(found, run.optimizer.assign(found.model), run.quant.assign(found.stored)))
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in _facts(run, found, prepared).items():
         facts.add_row(name, text)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from golf.models.attention import Attention, GQAConfig
-from golf.models.kernels import masked
+from golf.models.kernels import masked, window_mask
 from golf.models.layers import check_layer_text, layer_set
 from golf.models.slots import Context, Frame, Heads
 
@@ -39,10 +39,7 @@ class DiagonalMasked(Attention):
     def mix(self, q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, context: Context) -> Tensor:
         if not self.masked:
             return super().mix(q_BTHC, k_BTKC, v_BTKC, context)
-        length = q_BTHC.shape[1]
-        position_T = torch.arange(length, device=q_BTHC.device)
-        before_TT = position_T[:, None] - position_T
-        seen_TT = (before_TT > 0) | (position_T[:, None] + position_T == 0)
-        if self.window is not None:
-            seen_TT = seen_TT & (before_TT <= self.window)
-        return masked(q_BTHC, k_BTKC, v_BTKC, seen_TT)
+        length, device = q_BTHC.shape[1], q_BTHC.device
+        seen_TT = window_mask(length, length if self.window is None else self.window, device)
+        own_TT = torch.diag(torch.arange(length, device=device) > 0)
+        return masked(q_BTHC, k_BTKC, v_BTKC, seen_TT & ~own_TT)

@@ -38,36 +38,24 @@ class TwoLanesConfig(ResidualConfig):
         return TwoLanes(frame.dim, scale, self.keep, last=frame.layer == frame.layers - 1)
 
 
-class TwoLanes(nn.Module):
+class TwoLanes(ResidMix):
     """a = s attention(norm(mix(lane 0, x0))), m = t mlp(norm(lane 1)); lane_i <- keep_i lane_i + p_ai a + p_mi m.
 
     Lane 0 is the stream that the stack hands on (skips reach it alone); lane 1 is kept in the context.
     """
 
-    roles = {
-        "mix_D": "scalar",
-        "mix0_D": "scalar",
-        "mixer_scale_D": "scalar",
-        "mlp_scale_D": "scalar",
-        "keep_2": "scalar",
-        "write_22": "scalar",
-    }
+    roles = {**ResidMix.roles, "keep_2": "scalar", "write_22": "scalar"}
 
     def __init__(self, dim: int, scale: float, keep: float, last: bool):
-        super().__init__()
-        self.scale, self.last = scale, last
-        self.mix_D = nn.Parameter(torch.ones(dim))
-        self.mix0_D = nn.Parameter(torch.zeros(dim))
-        self.mixer_scale_D = nn.Parameter(torch.ones(dim))
-        self.mlp_scale_D = nn.Parameter(torch.ones(dim))
+        super().__init__(dim, scale, parallel=True)
+        self.last = last
         self.keep_2 = nn.Parameter(torch.full((2,), keep))
         self.write_22 = nn.Parameter(torch.ones(2, 2))
 
     def forward(self, x_BTD: Tensor, context: Context, mixer: nn.Module, mlp: nn.Module) -> Tensor:
         dtype = x_BTD.dtype
         lane_BTD = context.memo.pop(SECOND, x_BTD)
-        mixed_BTD = self.mix_D.to(dtype) * x_BTD + self.mix0_D.to(dtype) * context.x0_BND
-        a_BTD = self.mixer_scale_D.to(dtype) * mixer(read(mixed_BTD, self.scale), context)
+        a_BTD = self.mixer_scale_D.to(dtype) * mixer(read(self.mixed(x_BTD, context), self.scale), context)
         m_BTD = self.mlp_scale_D.to(dtype) * mlp(read(lane_BTD, self.scale))
         keep, write = self.keep_2.to(dtype), self.write_22.to(dtype)
         x_BTD = keep[0] * x_BTD + write[0, 0] * a_BTD + write[1, 0] * m_BTD

@@ -46,7 +46,6 @@ def layer_span(text: str, layers: int, key: str = "layers") -> range:
     written = sorted(layer_set(text, reference, key))
     if not written or written[-1] - written[0] + 1 != len(written):
         raise UserError(f"{key}={text!r} must name neighbouring layers; try {key}='3,4,5 of 11'")
-    layer_set(text, layers, key)
     count = min(layers, max(1, _round(len(written) * layers / reference)))
     first = min(_round(written[0] * (layers - 1) / max(1, reference - 1)), layers - count)
     return range(first, first + count)

@@ -25,6 +25,7 @@ from golf.models.slots import (
     StackConfig,
     named_parts,
 )
+from golf.roles import roles_of
 
 NLL = "nll"  # the main loss, mean nats per token
 
@@ -106,6 +107,10 @@ class LM(nn.Module):
     def stage(self, progress: float) -> int:
         """Which stage of the stack trains at this part of training, 0 to 1."""
         return sum(progress >= start for start in self.stack.starts)
+
+    def stored_roles(self) -> dict[str, str]:
+        """name -> role of what the artifact holds: all but what only training uses, as in LMConfig.exported()."""
+        return {name: role for name, role in roles_of(self).items() if not name.startswith("auxiliary.")}
 
     def repeated_params(self) -> int:
         """What the model would hold in addition if nothing were used twice."""

@@ -53,9 +53,13 @@ class ResidMix(nn.Module):
         self.mixer_scale_D = nn.Parameter(torch.ones(dim))
         self.mlp_scale_D = nn.Parameter(torch.ones(dim))
 
+    def mixed(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """What the block starts from: the stream and the embedded input."""
+        return self.mix_D.to(x_BTD.dtype) * x_BTD + self.mix0_D.to(x_BTD.dtype) * context.x0_BND
+
     def forward(self, x_BTD: Tensor, context: Context, mixer: nn.Module, mlp: nn.Module) -> Tensor:
         dtype = x_BTD.dtype
-        x_BTD = self.mix_D.to(dtype) * x_BTD + self.mix0_D.to(dtype) * context.x0_BND
+        x_BTD = self.mixed(x_BTD, context)
         after_BTD = x_BTD + self.mixer_scale_D.to(dtype) * mixer(read(x_BTD, self.scale), context)
         source_BTD = x_BTD if self.parallel else after_BTD
         return after_BTD + self.mlp_scale_D.to(dtype) * mlp(read(source_BTD, self.scale))

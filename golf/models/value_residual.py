@@ -21,22 +21,25 @@ def first_values(v_BTKC: Tensor, context: Context) -> Tensor:
     return first
 
 
+class HandOn(nn.Module):
+    """The first layer's part, in every form: its values stay, and are there for later layers."""
+
+    def forward(self, v_BTKC: Tensor, h_BTD: Tensor, context: Context) -> Tensor:
+        first_values(v_BTKC, context)
+        return v_BTKC
+
+
 @dataclass(kw_only=True, slots=True)
 class HalfResidualConfig(ValuePartConfig):
     """v/2 + stopgrad(v_0)/2 (PR 675)."""
 
-    def build(self, frame: Frame, shape: Heads) -> "HalfResidual":
-        return HalfResidual(frame.layer == 0)
+    def build(self, frame: Frame, shape: Heads) -> nn.Module:
+        return HandOn() if frame.layer == 0 else HalfResidual()
 
 
 class HalfResidual(nn.Module):
-    def __init__(self, first: bool):
-        super().__init__()
-        self.first = first
-
     def forward(self, v_BTKC: Tensor, h_BTD: Tensor, context: Context) -> Tensor:
-        v0_BTKC = first_values(v_BTKC, context)
-        return v_BTKC if self.first else (v_BTKC + v0_BTKC.detach()) / 2
+        return (v_BTKC + first_values(v_BTKC, context).detach()) / 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,7 +47,7 @@ class PairResidualConfig(ValuePartConfig):
     """a v_0 + b v, two learned numbers a layer, both 1/2 at first (PR 413)."""
 
     def build(self, frame: Frame, shape: Heads) -> nn.Module:
-        return HalfResidual(True) if frame.layer == 0 else PairResidual()
+        return HandOn() if frame.layer == 0 else PairResidual()
 
 
 class PairResidual(nn.Module):
@@ -69,7 +72,7 @@ class GateResidualConfig(ValuePartConfig):
         between(-20, 20, start=self.start)
 
     def build(self, frame: Frame, shape: Heads) -> nn.Module:
-        return HalfResidual(True) if frame.layer == 0 else GateResidual(self.start)
+        return HandOn() if frame.layer == 0 else GateResidual(self.start)
 
 
 class GateResidual(nn.Module):

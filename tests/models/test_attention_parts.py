@@ -76,7 +76,7 @@ def test_value_residuals_are_their_formulas(toy: Callable[..., Run]) -> None:
 
 
 def test_only_the_pr675_form_cuts_the_first_layers_gradient() -> None:
-    for part, flows in ((HalfResidual(False), False), (PairResidual(), True), (GateResidual(-1.5), True)):
+    for part, flows in ((HalfResidual(), False), (PairResidual(), True), (GateResidual(-1.5), True)):
         v0, v = torch.randn(2, 1, 3, 1, 4).requires_grad_().unbind()
         v0.retain_grad()
         context = context_of(torch.zeros(1, 3, 4))
