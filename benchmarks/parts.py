@@ -45,7 +45,8 @@ class Trainee:
         self.model = run.model.build()
         self.optimizer = run.optimizer.build(self.model, torch.float32)
         self.ids = torch.randint(run.model.vocab_size, (run.batch.sequences, run.batch.sequence_length + 1))
-        self.micro = run.batch.microbatch(1)
+        batches = run.batches(1)
+        self.micro = batches.rows(batches.full)
 
     def step(self) -> float:
         """Seconds of one step, in the last stage of the stack."""

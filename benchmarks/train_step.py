@@ -66,9 +66,10 @@ def stepper(run: Run, dtype: torch.dtype, compiled: bool, micro: int) -> Callabl
 def main() -> None:
     run = compose([*sys.argv[1:], "log=none"])
     device = pick_device(run.compute.device)
-    micros = sorted({run.batch.microbatch(1), *(n for n in (2, 4, 8) if run.batch.sequences % n == 0)})
+    batches = run.batches(1)
+    micro = batches.rows(batches.full)
+    micros = sorted({micro, *(n for n in (2, 4, 8) if run.batch.sequences % n == 0)})
     variants = {("fp32", False, micro): stepper(run, torch.float32, False, micro) for micro in micros}
-    micro = run.batch.microbatch(1)
     variants["fp32", True, micro] = stepper(run, torch.float32, True, micro)
     native = pick_precision("auto", device) == torch.bfloat16  # emulated bf16 is tens of times slower: not worth a wait
     if native:

@@ -1,26 +1,36 @@
-"""Averages of the weights over training. Evals and the artifact use the averaged weights."""
+"""Averages of the weights over training. Evals and the artifact use the averaged weights.
 
-from collections.abc import Iterator
+Averages nest: a mean of snapshots may take them from the weights themselves or from another average of them.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from golf.fields import between
+from golf.fields import between, positive
+from golf.schedules import Start, Tick
+
+Weights = Mapping[str, Tensor]
 
 
 class Averager:
     """Follows a model's weights; the base class is the null object, whose average is the last weights."""
 
-    identity = True  # the averaged weights are the model's own: a score of one is a score of the other
+    @property
+    def identity(self) -> bool:
+        """Whether the average is the weights themselves, so that a score of one is a score of the other."""
+        return True
 
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+    def update(self, weights: Weights, tick: Tick) -> None:
+        """Take in the weights after the optimizer step that began at `tick`."""
 
-    def averages(self, model: nn.Module) -> dict[str, Tensor]:
-        """name -> averaged parameter."""
-        return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    def averages(self, weights: Weights) -> dict[str, Tensor]:
+        """name -> averaged parameter; weights: the last ones. What it gives is not to be written to."""
+        return dict(weights)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint must hold."""
@@ -32,25 +42,34 @@ class Averager:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the context the model holds the averaged weights; afterwards its own, bit for bit."""
-        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        _assign(model, self.averages(model))
+        own = {name: weight.clone() for name, weight in weights_of(model).items()}
+        _assign(model, self.averages(own))
         try:
             yield
         finally:
             _assign(model, own)
 
 
-def _assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """name -> parameter, without its history."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _assign(model: nn.Module, weights: Weights) -> None:
+    for name, weight in weights_of(model).items():
+        weight.copy_(weights[name])
 
 
 @dataclass(kw_only=True, slots=True)
 class AverageConfig:
     """The slot."""
 
-    def build(self, model: nn.Module) -> Averager:
+    def build(self, weights: Weights) -> Averager:
+        """An averager that has seen nothing but the first weights."""
+        raise NotImplementedError
+
+    def name(self) -> str:
+        """What the average is, for results."""
         raise NotImplementedError
 
 
@@ -58,8 +77,14 @@ class AverageConfig:
 class NoAverageConfig(AverageConfig):
     """The last weights."""
 
-    def build(self, model: nn.Module) -> Averager:
+    def build(self, weights: Weights) -> Averager:
         return Averager()
+
+    def name(self) -> str:
+        return "last weights"
+
+
+# ---------------------------------------------------------------- exponential
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,31 +101,34 @@ class EMAConfig(AverageConfig):
     def __post_init__(self) -> None:
         between(1, 1e9, horizon_steps=self.horizon_steps)
 
-    def build(self, model: nn.Module) -> "EMA":
-        return EMA(model, 1 - 1 / self.horizon_steps, self.bias_correction)
+    def build(self, weights: Weights) -> "EMA":
+        return EMA(weights, 1 - 1 / self.horizon_steps, self.bias_correction)
+
+    def name(self) -> str:
+        return f"EMA over {self.horizon_steps:g} steps{'' if self.bias_correction else ', first weights kept'}"
 
 
 class EMA(Averager):
     """average <- decay * average + (1 - decay) * weights."""
 
-    identity = False
-
-    def __init__(self, model: nn.Module, decay: float, bias_correction: bool):
+    def __init__(self, weights: Weights, decay: float, bias_correction: bool):
         self.decay = decay
-        self.bias_correction = bias_correction
         start = torch.zeros_like if bias_correction else torch.clone
-        self.shadow = {name: start(parameter.detach().float()) for name, parameter in model.named_parameters()}
+        self.shadow = {name: start(weight.float()) for name, weight in weights.items()}
         self.mass = 0.0 if bias_correction else 1.0  # the weight collected so far
 
+    @property
+    def identity(self) -> bool:
+        return self.mass == 0.0
+
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            self.shadow[name].lerp_(parameter.detach().float(), 1 - self.decay)
+    def update(self, weights: Weights, tick: Tick) -> None:
+        torch._foreach_lerp_(list(self.shadow.values()), [w.float() for w in weights.values()], 1 - self.decay)
         self.mass = self.mass * self.decay + (1 - self.decay)
 
-    def averages(self, model: nn.Module) -> dict[str, Tensor]:
-        if self.mass == 0.0:
-            return super().averages(model)
+    def averages(self, weights: Weights) -> dict[str, Tensor]:
+        if self.identity:
+            return dict(weights)
         return {name: shadow / self.mass for name, shadow in self.shadow.items()}
 
     def state(self) -> dict[str, Tensor]:
@@ -110,3 +138,148 @@ class EMA(Averager):
         self.mass = float(state["mass"])
         for name, shadow in self.shadow.items():
             shadow.copy_(state[name])
+
+
+# ---------------------------------------------------------------- snapshots
+
+
+class Snapshots(Averager):
+    """What SWA and LAWA share: every so many steps from a start on, they take what `of` gives. Before the first
+    snapshot the average is that of `of`."""
+
+    def __init__(self, of: Averager, start: Start, every_steps: int):
+        self.of, self.start, self.every_steps = of, start, every_steps
+
+    def update(self, weights: Weights, tick: Tick) -> None:
+        self.of.update(weights, tick)
+        if self.start.reached(tick) and (tick.step + 1) % self.every_steps == 0:
+            self.take({name: weight.float() for name, weight in self.of.averages(weights).items()})
+
+    def take(self, snapshot: dict[str, Tensor]) -> None:
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"of/{name}": tensor for name, tensor in self.of.state().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.of.load({key.removeprefix("of/"): t for key, t in state.items() if key.startswith("of/")})
+
+
+@dataclass(kw_only=True, slots=True)
+class SWAConfig(AverageConfig):
+    """The mean of snapshots (arXiv 1803.05407), in fp32; "tight" is a late start (PR 374: rate below 0.2).
+
+    of: the average that snapshots are taken of (PR 401: EMA), null the weights. with_last: the weights at the end
+    count as one more snapshot.
+    """
+
+    every_steps: int
+    start: Start
+    with_last: bool
+    of: AverageConfig | None
+
+    def __post_init__(self) -> None:
+        positive(every_steps=self.every_steps)
+
+    def build(self, weights: Weights) -> "SWA":
+        return SWA(_source(self.of).build(weights), self.start, self.every_steps, self.with_last)
+
+    def name(self) -> str:
+        return f"SWA every {self.every_steps} of {_source(self.of).name()}"
+
+
+class SWA(Snapshots):
+    """A running mean: two copies of the weights however many snapshots."""
+
+    def __init__(self, of: Averager, start: Start, every_steps: int, with_last: bool):
+        super().__init__(of, start, every_steps)
+        self.with_last = with_last
+        self.taken = 0
+        self.mean: dict[str, Tensor] = {}
+
+    @property
+    def identity(self) -> bool:
+        return self.taken == 0 and self.of.identity
+
+    def take(self, snapshot: dict[str, Tensor]) -> None:
+        self.taken += 1
+        if self.taken == 1:
+            self.mean = {name: weight.clone() for name, weight in snapshot.items()}
+        for name, mean in self.mean.items():
+            mean.lerp_(snapshot[name], 1 / self.taken)
+
+    def averages(self, weights: Weights) -> dict[str, Tensor]:
+        last = self.of.averages(weights)
+        if self.taken == 0:
+            return last
+        share = 1 / (self.taken + 1) if self.with_last else 0.0
+        return {name: mean.lerp(last[name].float(), share) for name, mean in self.mean.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        mean = {f"mean/{name}": tensor for name, tensor in self.mean.items()}
+        return super().state() | mean | {"taken": torch.tensor(self.taken)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        self.taken = int(state["taken"])
+        self.mean = {key.removeprefix("mean/"): t.clone() for key, t in state.items() if key.startswith("mean/")}
+
+
+@dataclass(kw_only=True, slots=True)
+class LAWAConfig(AverageConfig):
+    """The mean of the latest `count` snapshots (LAtest Weight Averaging, arXiv 2209.14981), in fp32.
+
+    of: the average that snapshots are taken of, null the weights.
+    """
+
+    every_steps: int
+    start: Start
+    count: int
+    of: AverageConfig | None
+
+    def __post_init__(self) -> None:
+        positive(every_steps=self.every_steps, count=self.count)
+
+    def build(self, weights: Weights) -> "LAWA":
+        return LAWA(_source(self.of).build(weights), self.start, self.every_steps, self.count)
+
+    def name(self) -> str:
+        return f"LAWA, {self.count} every {self.every_steps} of {_source(self.of).name()}"
+
+
+class LAWA(Snapshots):
+    """Holds the snapshots themselves, the oldest dropped."""
+
+    def __init__(self, of: Averager, start: Start, every_steps: int, count: int):
+        super().__init__(of, start, every_steps)
+        self.kept: deque[dict[str, Tensor]] = deque(maxlen=count)
+
+    @property
+    def identity(self) -> bool:
+        return not self.kept and self.of.identity
+
+    def take(self, snapshot: dict[str, Tensor]) -> None:
+        self.kept.append({name: weight.clone() for name, weight in snapshot.items()})
+
+    def averages(self, weights: Weights) -> dict[str, Tensor]:
+        if not self.kept:
+            return self.of.averages(weights)
+        return {name: torch.stack([snapshot[name] for snapshot in self.kept]).mean(dim=0) for name in self.kept[0]}
+
+    def state(self) -> dict[str, Tensor]:
+        kept = {f"kept/{i}/{name}": t for i, snapshot in enumerate(self.kept) for name, t in snapshot.items()}
+        return super().state() | kept
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        self.kept.clear()
+        snapshots: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            if key.startswith("kept/"):
+                _, index, name = key.split("/", 2)
+                snapshots.setdefault(int(index), {})[name] = tensor.clone()
+        self.kept.extend(snapshots[index] for index in sorted(snapshots))
+
+
+def _source(config: AverageConfig | None) -> AverageConfig:
+    return NoAverageConfig() if config is None else config

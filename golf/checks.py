@@ -10,12 +10,13 @@ from golf.dist import pick_device
 from golf.errors import UserError
 from golf.models.kernels import choose_backend
 from golf.nodes import plain
+from golf.qat import rounding_formats
 from golf.tokens.prepare import Prepared
 
 
 def check(run: Run) -> None:
     """Raise UserError for the first thing that would stop this run later."""
-    _check_batch(run)
+    batches = run.batches(run.launch.nproc)
     device = pick_device(run.compute.device)
     if device.type == "cuda" and run.launch.nproc > torch.cuda.device_count():
         raise UserError(
@@ -26,24 +27,19 @@ def check(run: Run) -> None:
     model = run.model.build_on_meta()
     run.optimizer.assign(model)
     run.quant.assign(model.stored_roles())
+    shortest = min(shape.length for shape in batches.shapes)
     for name, part in run.model.auxiliary.items():
-        if part is not None and run.batch.sequence_length < part.shortest():
+        if part is not None and shortest < part.shortest():
             raise UserError(
-                f"batch.sequence_length={run.batch.sequence_length}: model.auxiliary.{name} looks further ahead; "
-                f"set at least {part.shortest()}"
+                f"batch.sequence_length={run.batch.sequence_length}: model.auxiliary.{name} looks further ahead than "
+                f"rows of {shortest} tokens; set at least {part.shortest()}"
             )
+    if run.qat is not None:
+        rounding_formats(model, run.quant)
+    if run.qat is not None and run.late is not None and not run.late.sees_rounding:
+        raise UserError("late: this stage does not see the rounding of qat; leave one of them out (qat=null)")
     run.chosen_codec.check()
     run.log.check()
-
-
-def _check_batch(run: Run) -> None:
-    sequences, nproc = run.batch.sequences, run.launch.nproc
-    if sequences % nproc:
-        fits = max(n for n in range(1, nproc + 1) if sequences % n == 0)
-        raise UserError(
-            f"launch.nproc={nproc} must divide the {sequences} sequences of a step "
-            f"(batch.tokens_per_step / batch.sequence_length); try launch.nproc={fits}"
-        )
 
 
 def _named(name: str, node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -66,10 +62,9 @@ def check_data(run: Run, prepared: Prepared) -> None:
             raise UserError(
                 f"{key}={bos_id}: documents of data={prepared.corpus} begin with {prepared.bos_id}; set that"
             )
-    needed, there = (
-        run.loader.tokens_needed(run.batch.sequences, run.batch.sequence_length),
-        prepared.splits["train"].tokens,
-    )
+    shapes = run.batches(run.launch.nproc).shapes
+    needed = max(run.loader.tokens_needed(shape.sequences, shape.length) for shape in shapes)
+    there = prepared.splits["train"].tokens
     if there < needed:
         raise UserError(
             f"batch.sequence_length={run.batch.sequence_length}: a batch needs {needed:,} tokens, the train split of "

@@ -19,13 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.artifact.codecs import CodecConfig
 from golf.averaging import AverageConfig
+from golf.curriculum import Batches, CurriculumConfig, Shape
 from golf.errors import UserError
 from golf.evals.evaluator import EvalConfig
 from golf.fields import OPERATIONAL, between, one_of, positive
+from golf.late import LateConfig
 from golf.models.kernels import ATTENTION_BACKENDS
 from golf.models.lm import LMConfig
 from golf.nodes import plain, without_nulls
 from golf.optim.optimizer import OptimizerConfig
+from golf.qat import QATConfig
 from golf.quant.quantizer import QuantConfig
 from golf.schedules import Schedule
 from golf.sinks import LogConfig
@@ -110,11 +113,6 @@ class Batch:
     def sequences(self) -> int:
         return self.tokens_per_step // self.sequence_length
 
-    def microbatch(self, world: int) -> int:
-        """Rows a rank in one forward: the largest divisor of its share that max_microbatch_sequences admits."""
-        share = self.sequences // world
-        return max(n for n in range(1, min(share, self.max_microbatch_sequences) + 1) if share % n == 0)
-
 
 @dataclass(kw_only=True, slots=True)
 class Compute:
@@ -186,10 +184,13 @@ class Run:
     compute: Compute
     data: DataConfig
     loader: LoaderConfig
+    curriculum: dict[str, CurriculumConfig | None]
     model: LMConfig
     optimizer: OptimizerConfig
     schedule: Schedule
     average: AverageConfig
+    late: LateConfig | None
+    qat: QATConfig | None
     quant: QuantConfig
     codec: CodecConfig | None
     eval: EvalConfig
@@ -215,6 +216,11 @@ class Run:
     def chosen_codec(self) -> CodecConfig:
         """The codec named by `codec=`, else the one that the quantiser names."""
         return self.codec if self.codec is not None else self.quant.codec
+
+    def batches(self, world: int) -> Batches:
+        """The batches of this run on so many ranks. Raises UserError where they can't be cut so."""
+        full = Shape(self.batch.sequences, self.batch.sequence_length)
+        return Batches(full, self.curriculum, self.batch.max_microbatch_sequences, world)
 
 
 # ---------------------------------------------------------------- typed

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from golf.artifact.file import read_artifact, write_artifact
+from golf.averaging import weights_of
 from golf.checkpoint import save_tensors
 from golf.config import Run
 from golf.dist import Ranks
@@ -43,14 +44,14 @@ def export(
         raw = scoring.score(model)
     if not math.isfinite(raw.nats):
         raise RunError(f"the score of the last weights is {raw.nats}; lower the learning rates")
-    weights = averager.averages(model)
+    weights = averager.averages(weights_of(model))
     if ranks.first:
         save_tensors(folder.weights, weights, {"step": state.step})
     pre_quant = raw
     if not averager.identity:
         with ledger.phase("eval", run.eval.split), averager.applied(model):
             pre_quant = scoring.score(model)
-    sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb (last weights {raw.bpb:.4f})")
+    sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb ({run.average.name()}; last weights {raw.bpb:.4f})")
 
     # ---------------------------------------------------------------- the artifact, written and read back
     if ranks.first:
@@ -72,6 +73,7 @@ def export(
         **_score_part(run, raw, pre_quant, scores),
         **_size_part(run, artifact.size_bytes, model, fresh),
         **_time_part(state, ledger),
+        "average": run.average.name(),
         "peak_memory_bytes": _peak_memory(ranks.device),
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
         "world_size": ranks.world,

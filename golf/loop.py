@@ -1,25 +1,30 @@
 """The training loop: one function, read from top to bottom. golf/export.py turns its weights into a score."""
 
+import itertools
 import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from golf.averaging import Averager
+from golf.averaging import Averager, weights_of
 from golf.checkpoint import load_tensors, pack, save_tensors, unpack
 from golf.config import Budget, Run
+from golf.curriculum import Batches
 from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
+from golf.late import Late
 from golf.ledger import Ledger
 from golf.models.kernels import Backend, choose_backend
 from golf.models.lm import LM
 from golf.optim.optimizer import Optimizer
+from golf.qat import QAT
 from golf.rundir import RunDir
 from golf.schedules import Tick
 from golf.scoring import Scoring
@@ -27,7 +32,9 @@ from golf.sinks import Sink
 from golf.tokens.loader import Loader
 from golf.tokens.prepare import Prepared
 
+Forward = Callable[..., dict[str, Tensor]]
 RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
+SETTLED_STEPS = 5  # before so many there is no estimate: the first may have waited for a compiler
 
 
 @dataclass(slots=True)
@@ -89,15 +96,18 @@ class StopRequest:
         signal.signal(signum, signal.SIG_DFL)
 
 
-def tick_of(budget: Budget, state: LoopState) -> Tick:
-    """Where the run stands by the budget's clock."""
+def tick_of(budget: Budget, state: LoopState, late_share: float = 0.0) -> Tick:
+    """Where the run stands by the budget's clock; it ends where the last `late_share` of the budget begins."""
     if budget.clock == "steps":
         assert budget.max_steps is not None
-        return Tick(state.step, state.step / budget.max_steps, budget.max_steps - state.step)
+        steps = budget.max_steps - round(late_share * budget.max_steps)
+        return Tick(state.step, min(1.0, state.step / steps), max(0, steps - state.step))
     assert budget.max_seconds is not None
-    left = max(0.0, budget.max_seconds - state.train_seconds)
+    seconds = budget.max_seconds * (1 - late_share)
+    left = max(0.0, seconds - state.train_seconds)
     recent = state.step_seconds[-RECENT_STEPS:]
-    return Tick(state.step, 1 - left / budget.max_seconds, left / statistics.median(recent) if recent else float("inf"))
+    settled = len(recent) >= SETTLED_STEPS or left == 0.0
+    return Tick(state.step, 1 - left / seconds, left / statistics.median(recent or [1.0]) if settled else float("inf"))
 
 
 def is_over(budget: Budget, state: LoopState) -> bool:
@@ -126,23 +136,25 @@ def train(
         prepared.splits["train"].shards, bos_id=prepared.bos_id, seed=run.seed, rank=ranks.rank, world=ranks.world
     )
 
-    # ---------------------------------------------------------------- optimizer and averaging
+    # ---------------------------------------------------------------- optimizer, averaging, forward passes
     optimizer = run.optimizer.build(model, dtype)
-    averager = run.average.build(model)
+    averager = run.average.build(weights_of(model))
+    compiled = partial(torch.compile, dynamic=False) if run.compute.compile else as_it_is
+    qat = QAT(run.qat, model, run.quant, compiled)
+    late = Late() if run.late is None else run.late.build(model, compiled)
+    batches = run.batches(ranks.world)
 
     # ---------------------------------------------------------------- resume
     if run.resume == "auto" and folder.checkpoint.exists():
-        restore(folder, model, optimizer, averager, loader, state)
+        restore(folder, model, optimizer, averager, late, loader, state)
         ledger.phases.update(state.phases)
         sinks.note(f"resumed at step {state.step} from {folder.checkpoint.name}")
 
     # ---------------------------------------------------------------- warm-up of compiled shapes, outside the clock
-    micro = run.batch.microbatch(ranks.world)
-    forward: Callable[..., dict[str, Tensor]] = model
     if run.compute.compile:
         started = time.perf_counter()
-        forward = torch.compile(model, dynamic=False)
-        warm_up(forward, optimizer, micro, run, ranks.device, stages=len(model.stack.starts) + 1)
+        forwards = [*qat.forwards(), *late.forwards()]
+        warm_up(forwards, optimizer, batches, run, ranks.device, stages=len(model.stack.starts) + 1)
         sinks.note(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training)")
 
     # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
@@ -157,12 +169,12 @@ def train(
                     record["val_bpb"] = scoring.score(model).bpb
             if record and (due(state, run.log.every_steps) or state.step == 1 or over or "val_bpb" in record):
                 sinks.step(record)
-            late = (
+            overdue = (
                 run.checkpoint.every_seconds is not None and time.monotonic() - saved_at > run.checkpoint.every_seconds
             )
-            stopping, late = ranks.any_of(request.signum > 0, late)
-            if stopping or over or late or due(state, run.checkpoint.every_steps):
-                save(folder, model, optimizer, averager, loader, state, ledger, ranks)
+            stopping, overdue = ranks.any_of(request.signum > 0, overdue)
+            if stopping or over or overdue or due(state, run.checkpoint.every_steps):
+                save(folder, model, optimizer, averager, late, loader, state, ledger, ranks)
                 saved_at = time.monotonic()
             if stopping:
                 raise Stopped(request.signum or signal.SIGTERM, state.step)
@@ -170,21 +182,23 @@ def train(
                 break
 
             started = time.perf_counter()
-            tick = tick_of(run.budget, state)
-            x_BT, y_BT = loader.batch(run.batch.sequences, run.batch.sequence_length)
+            tick = run.schedule.at(tick_of(run.budget, state, late.share))
+            shape = batches.at(tick)
+            x_BT, y_BT = late.batch(loader, shape, tick)
+            forward = late.forward(qat.forward(tick), averager, tick)
             optimizer.zero_grad()
             stage = model.stage(tick.progress)
-            nll = accumulate(forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro, stage)
+            nll = accumulate(forward, x_BT.to(ranks.device), y_BT.to(ranks.device), batches.rows(shape), stage)
             if stage not in used:
                 used[stage] = used_by_any(model, ranks)
             ranks.average_(gradients(used[stage]))
-            multiplier = run.schedule(tick)
+            multiplier = late.multiplier(run.schedule(tick), tick)
             optimizer.step(multiplier, tick)
-            averager.update(model)
+            averager.update(weights_of(model), tick)
 
             loss, seconds = exchange(nll, started, ranks)
             state.step += 1
-            state.train_tokens += run.batch.tokens_per_step
+            state.train_tokens += shape.tokens
             state.train_seconds += seconds
             state.step_seconds.append(seconds)
             ledger.add("train", seconds, ("train",))
@@ -213,7 +227,7 @@ def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict
     }
 
 
-def accumulate(forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Tensor, micro: int, stage: int) -> Tensor:
+def accumulate(forward: Forward, x_BT: Tensor, y_BT: Tensor, micro: int, stage: int) -> Tensor:
     """Add the gradients of the rows' mean loss, `micro` rows at a time; returns the mean nats per token (float64)."""
     parts = len(x_BT) // micro
     x_BT, y_BT = x_BT.contiguous(), y_BT.contiguous()  # the layout that warm_up() compiled for
@@ -252,17 +266,24 @@ def exchange(nll: Tensor, started: float, ranks: Ranks) -> tuple[float, float]:
     return loss, seconds
 
 
+def as_it_is(module: nn.Module) -> nn.Module:
+    """What stands in for torch.compile where a run does not compile."""
+    return module
+
+
 def warm_up(
-    forward: Callable, optimizer: Optimizer, micro: int, run: Run, device: torch.device, *, stages: int
+    forwards: list[Forward], optimizer: Optimizer, batches: Batches, run: Run, device: torch.device, *, stages: int
 ) -> None:
-    """Compile forward and backward of every stage on made-up tokens: no text is read, no weight is moved."""
-    shape = (micro, run.batch.sequence_length)
-    x_BT = torch.randint(run.model.vocab_size, shape, device=device, generator=torch.Generator(device).manual_seed(0))
-    y_BT = x_BT.clone()  # a graph for two names of one tensor would be another graph
-    for stage in range(stages):
-        for _ in range(2):
-            torch.stack(list(forward(x_BT, y_BT, stage).values())).sum().backward()
-    optimizer.zero_grad()
+    """Compile forward and backward of every pass, stage and shape on made-up tokens: no text read, no weight moved."""
+    generator = torch.Generator(device).manual_seed(0)
+    for shape in batches.forwards():
+        size = (shape.sequences, shape.length)
+        x_BT = torch.randint(run.model.vocab_size, size, device=device, generator=generator)
+        y_BT = x_BT.clone()  # a graph for two names of one tensor would be another graph
+        for forward, stage in itertools.product(forwards, range(stages)):
+            for _ in range(2):
+                torch.stack(list(forward(x_BT, y_BT, stage).values())).sum().backward()
+            optimizer.zero_grad()
 
 
 def save(
@@ -270,6 +291,7 @@ def save(
     model: LM,
     optimizer: Optimizer,
     averager: Averager,
+    late: Late,
     loader: Loader,
     state: LoopState,
     ledger: Ledger,
@@ -281,13 +303,14 @@ def save(
             raise RunError(f"weights are no numbers any more at step {state.step}; lower the learning rates")
         state.phases = ledger.phases
         meta = asdict(state) | {"saved_step": state.step, "earlier_seconds": state.wall_seconds()}
-        meta |= {"loader": loader.state()}
+        meta |= {"loader": loader.state(), "late": late.state()}
         del meta["started"]
         tensors = pack(
             {
                 "model": dict(model.named_parameters()),
                 "optimizer": optimizer.state(),
                 "average": averager.state(),
+                "late": late.tensors(),
                 "loop": {"rng": torch.get_rng_state()},
             }
         )
@@ -298,13 +321,15 @@ def save(
 
 
 def restore(
-    folder: RunDir, model: LM, optimizer: Optimizer, averager: Averager, loader: Loader, state: LoopState
+    folder: RunDir, model: LM, optimizer: Optimizer, averager: Averager, late: Late, loader: Loader, state: LoopState
 ) -> None:
     """Take back everything that save() wrote."""
     tensors, meta = load_tensors(folder.checkpoint)
     model.load_state_dict(unpack(tensors, "model"))
     optimizer.load(unpack(tensors, "optimizer"))
-    averager.load(unpack(tensors, "average"))
+    device = next(model.parameters()).device
+    averager.load({name: tensor.to(device) for name, tensor in unpack(tensors, "average").items()})
+    late.load(meta.pop("late"), unpack(tensors, "late"))
     torch.set_rng_state(unpack(tensors, "loop")["rng"])
     loader.seek(meta.pop("loader"))
     for name, value in meta.items():

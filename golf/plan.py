@@ -4,14 +4,15 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from golf.config import Run
+from golf import timeline
+from golf.config import Run, fingerprint
 from golf.models.lm import LM
 from golf.roles import roles_of
-from golf.schedules import Tick
 from golf.tokens.prepare import Prepared
 
 MULTIPLIED = ("matrix", "head", "gate", "adapter")  # roles of what activations are multiplied with
@@ -62,8 +63,13 @@ def show(run: Run, prepared: Prepared | None) -> None:
     for name, text in _facts(run, found, prepared).items():
         facts.add_row(name, text)
     console.print(facts)
-    console.print(f"schedule ({type(run.schedule).__name__}, clock {run.budget.clock}): learning-rate multiplier")
-    console.print(_schedule_line(run))
+    when = timeline.timeline(run, found.model)
+    console.print(f"learning rate ({type(run.schedule).__name__}, clock {run.budget.clock})")
+    console.print(_rate_line(when))
+    console.print(timeline.stages(when))
+    picture = Path(run.outputs).resolve() / "plans" / f"{run.label}-{fingerprint(run, '')[:8]}.png"
+    timeline.plot(when, f"{run.label}, track {run.track}", picture)
+    console.print(f"drawn in {picture}", soft_wrap=True)
 
 
 def _parts(found: Outline, groups: dict[str, str], formats: dict[str, str]) -> Table:
@@ -94,7 +100,7 @@ def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str
     budget = run.budget
     limits = [f"{budget.max_steps:,} steps"] if budget.max_steps is not None else []
     limits += [f"{budget.max_seconds:g} s"] if budget.max_seconds is not None else []
-    micro = run.batch.microbatch(run.launch.nproc)
+    batches = run.batches(run.launch.nproc)
     data = "not prepared yet (the run prepares it)"
     if prepared is not None:
         sizes = ", ".join(f"{name} {split.tokens:,}" for name, split in prepared.splits.items())
@@ -102,17 +108,19 @@ def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str
     return {
         "data": data,
         "batch": f"{run.batch.tokens_per_step:,} tokens a step: {run.batch.sequences} sequences of "
-        f"{run.batch.sequence_length}, {micro} in a forward, on {run.launch.nproc} process(es)",
+        f"{run.batch.sequence_length}, {batches.rows(batches.full)} in a forward, on {run.launch.nproc} process(es)",
         "budget": f"{' or '.join(limits)}, clock {budget.clock}",
         "arithmetic": f"{flops_per_token(run, found) / 1e6:,.1f} MFLOP a token",
         "artifact": f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): {verdict}",
     }
 
 
-def _schedule_line(run: Run) -> str:
-    """The multiplier over the run; a wall-clock run is drawn as if it took max_steps, or 1,000 steps."""
-    steps = run.budget.max_steps or 1000
-    values = [run.schedule(Tick(round(p * steps), p, steps * (1 - p))) for p in (i / 48 for i in range(49))]
-    bars = "".join(BARS[round(min(1.0, value) * (len(BARS) - 1))] for value in values)
-    marks = ", ".join(f"{run.schedule(Tick(round(p * steps), p, steps * (1 - p))):.2f} at {p:.0%}" for p in MARKS)
-    return f"{bars}\n{marks}"
+def _rate_line(when: timeline.Timeline) -> str:
+    """The learning rate's multiplier over the run."""
+    values = when.tracks[0].values
+
+    def at(part: float) -> float:
+        return values[round(part * (len(values) - 1))]
+
+    bars = "".join(BARS[round(min(1.0, at(i / 48)) * (len(BARS) - 1))] for i in range(49))
+    return f"{bars}\n" + ", ".join(f"{at(part):.2f} at {part:.0%}" for part in MARKS)

@@ -47,7 +47,7 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     scores.add_column("weights")
     scores.add_column("evaluator")
     scores.add_column("BPB", justify="right")
-    ladder = (("last", "raw_bpb"), ("averaged, before quantisation", "pre_quant_bpb"))
+    ladder = (("last", "raw_bpb"), (f"before quantisation: {result['average']}", "pre_quant_bpb"))
     for name, key in ladder:
         scores.add_row(name, "plain", f"{result[key]:.4f}")
     for name, entry in result["evals"].items():

@@ -68,6 +68,7 @@ def start(run: Run) -> int:
             )
     data_dir, outputs = Path(run.data_dir).resolve(), Path(run.outputs).resolve()
     if run.plan:
+        rundir.require_writable(outputs, "outputs")
         plan.show(run, run.data.find(data_dir))
         return 0
     for place, key in ((data_dir, "data_dir"), (outputs, "outputs")):

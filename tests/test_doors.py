@@ -168,7 +168,9 @@ def test_as_a_command(toy_folder: Path, tmp_path: Path) -> None:
     assert (bad.returncode, bad.stdout) == (2, "") and len(bad.stderr.splitlines()) == 1
     plan = command(*base, "plan=true", cwd=here)
     assert not list(here.iterdir()), "nothing is left where the command was given"
-    assert plan.returncode == 0 and "bytes predicted of 500,000" in plan.stdout and not (tmp_path / "outputs").exists()
+    assert plan.returncode == 0 and "bytes predicted of 500,000" in plan.stdout and "stages" in plan.stdout
+    (picture,) = (tmp_path / "outputs").glob("**/*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.name in plan.stdout
     first = command(*base)
     assert first.returncode == 0 and "artifact, read back" in first.stdout, first.stderr
     second = command(*base)

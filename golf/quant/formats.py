@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ Parts = dict[str, Tensor]
 
 @dataclass(kw_only=True, slots=True)
 class FormatConfig:
-    """The slot. encode is pure; decode(encode(w)) has w's shape, in fp32."""
+    """The slot. encode is pure; decode(encode(w)) has w's shape, in fp32. rounds: to integers, so that training may
+    see it."""
+
+    rounds: ClassVar[bool] = False
 
     def encode(self, w: Tensor) -> Parts:
         raise NotImplementedError
@@ -68,6 +72,8 @@ class RowIntConfig(FormatConfig):
     clip_quantile: the magnitude that lands on the last code (null: the row's maximum). scale_floor: smallest step
     (upstream's int8 rule has 1/127; null: none). half_below: tensors of at most so many elements stay fp16.
     """
+
+    rounds: ClassVar[bool] = True
 
     bits: int
     clip_quantile: float | None

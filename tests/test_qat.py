@@ -1,0 +1,120 @@
+"""Rounding seen by training: the exporter's own, alive under torch.compile, on when it should be."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from golf.averaging import weights_of
+from golf.compose import CONF
+from golf.config import Run
+from golf.errors import UserError
+from golf.loop import as_it_is
+from golf.models.lm import LM
+from golf.qat import QAT, Rounded, rounding_formats
+from golf.schedules import Tick
+from tests.conftest import composed
+
+QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
+BEFORE, AFTER = Tick(0, 0.0, 100, 1.0), Tick(99, 0.99, 1, 0.01)
+Toy = Callable[..., Run]
+
+
+def moved(run: Run) -> LM:
+    """A model whose weights are all other than at the start."""
+    torch.manual_seed(0)
+    model = run.model.build()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def batch(run: Run, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(run.model.vocab_size, (rows, 17), generator=torch.Generator().manual_seed(1))
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7, 8])
+@pytest.mark.parametrize("quant", QUANTS)
+def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: int, toy: Toy) -> None:
+    entry = "int6" if quant == "int6" else "int8"
+    run = toy(f"quant={quant}", f"quant.formats.{entry}.bits={bits}", "qat=late")
+    model = moved(run)
+    roles = model.stored_roles()
+    weights = weights_of(model)
+    stored = run.quant.quantize({name: weights[name] for name in roles}, roles)
+    back = {name: run.quant.formats[kept.format].decode(kept.parts) for name, kept in stored.items()}
+    seen = Rounded(model, rounding_formats(model, run.quant)).weights()
+    assert {"embed.table_VD", "stack.blocks.0.mlp.up.weight"} <= set(seen)
+    for name, weight in seen.items():
+        assert torch.equal(weight, back[name]), name
+    assert any(not torch.equal(weight, weights[name]) for name, weight in seen.items())
+
+
+def test_the_whole_forward_is_that_of_a_model_with_the_stored_weights(toy: Toy) -> None:
+    run = toy("qat=late")
+    model = moved(run)
+    rounded = Rounded(model, rounding_formats(model, run.quant))
+    other = run.model.build()
+    other.load_state_dict(weights_of(model) | {name: w.detach() for name, w in rounded.weights().items()})
+    x_BT, y_BT = batch(run)
+    assert rounded(x_BT, y_BT)["nll"].item() == other(x_BT, y_BT)["nll"].item() != model(x_BT, y_BT)["nll"].item()
+
+
+def test_gradients_pass_as_they_are_and_strength_mixes(toy: Toy) -> None:
+    run = toy("qat=late")
+    model = moved(run)
+    rounded = Rounded(model, rounding_formats(model, run.quant))
+    name = "stack.blocks.0.mlp.up.weight"
+    weight = dict(model.named_parameters())[name]
+    full = rounded.weights()[name]
+    pull = torch.randn_like(weight)
+    full.backward(pull)
+    assert torch.equal(weight.grad, pull)
+    rounded.strength.fill_(0.25)
+    assert torch.allclose(rounded.weights()[name], 0.75 * weight + 0.25 * full, atol=1e-6)
+    rounded.strength.fill_(0.0)
+    assert torch.equal(rounded.weights()[name], weight)
+
+
+def test_compile_does_not_drop_it(toy: Toy) -> None:
+    """The pass is chosen per step and its strength is a tensor: one graph, and both are alive in it."""
+    run = toy("qat=late")
+    model = moved(run)
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    def compiled(module: nn.Module) -> Callable:
+        return torch.compile(module, dynamic=False, fullgraph=True, backend=backend)
+
+    qat = QAT(run.qat, model, run.quant, compiled)
+    eager = QAT(run.qat, model, run.quant, as_it_is)
+    x_BT, y_BT = batch(run)
+    losses = [qat.forward(tick)(x_BT, y_BT, 0)["nll"].item() for tick in (BEFORE, AFTER, BEFORE, AFTER)]
+    expected = [eager.forward(tick)(x_BT, y_BT, 0)["nll"].item() for tick in (BEFORE, AFTER)]
+    assert losses == pytest.approx(expected * 2, abs=1e-6) and abs(expected[0] - expected[1]) > 1e-5
+    qat.strength.fill_(0.5)
+    half = qat.rounded(x_BT, y_BT, 0)["nll"].item()
+    eager.strength.fill_(0.5)
+    assert half == pytest.approx(eager.rounded(x_BT, y_BT, 0)["nll"].item(), abs=1e-6)
+    assert len(graphs) == 2, "one graph for each pass, none for a strength"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "qat").glob("*.yaml")))
+def test_every_qat_is_off_at_first_and_on_at_the_end(name: str, toy: Toy) -> None:
+    run = toy(f"qat={name}")
+    qat = QAT(run.qat, moved(run), run.quant, as_it_is)
+    assert qat.forward(BEFORE) is qat.plain and qat.forward(AFTER) is qat.rounded and qat.strength == 1.0
+
+
+def test_a_quantiser_without_integers_is_refused() -> None:
+    from golf.checks import check
+
+    run = composed("track=tiny", "qat=late", "log=none")
+    run.quant.roles = dict.fromkeys(run.quant.roles, "fp16")
+    with pytest.raises(UserError, match="stores no integers"):
+        check(run)
