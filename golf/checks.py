@@ -64,9 +64,10 @@ def check_data(run: Run, prepared: Prepared) -> None:
             )
     shapes = run.batches(run.launch.nproc).shapes
     needed = max(run.loader.tokens_needed(shape.sequences, shape.length) for shape in shapes)
-    there = prepared.splits["train"].tokens
+    split = run.loader.split
+    there = prepared.splits[split].tokens
     if there < needed:
         raise UserError(
-            f"batch.sequence_length={run.batch.sequence_length}: a batch needs {needed:,} tokens, the train split of "
+            f"batch.sequence_length={run.batch.sequence_length}: a batch needs {needed:,} tokens, the {split} split of "
             f"data={prepared.corpus} has {there:,}; lower batch.sequence_length or batch.tokens_per_step"
         )

@@ -17,6 +17,7 @@ from golf.dist import Ranks
 from golf.errors import RunError
 from golf.evals.evaluator import Score
 from golf.ledger import Ledger
+from golf.legality import broken_rules
 from golf.loop import LoopState, Trained
 from golf.models.lm import LM
 from golf.rundir import RunDir
@@ -38,6 +39,7 @@ def export(
 ) -> dict[str, Any]:
     """The ladder (raw, averaged, quantised, main) and everything of result.json but the run's own names."""
     model, averager, scoring = trained.model, trained.averager, trained.scoring
+    broken = broken_rules(run)
 
     # ---------------------------------------------------------------- raw and averaged weights
     with ledger.phase("eval", run.eval.split):
@@ -80,8 +82,8 @@ def export(
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
         "attention": {"backend": trained.backend.name, "reason": trained.backend.reason},
         "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[model.compute_dtype],
-        "legal": None,
-        "legality": [],
+        "legal": False if broken else None,  # what breaks no rule by itself is yet to be audited
+        "legality": broken,
     }
 
 

@@ -133,7 +133,11 @@ def train(
     model.compute_dtype, model.attend = dtype, backend.attend
     scoring = Scoring(run.eval, prepared, ranks)
     loader = run.loader.open(
-        prepared.splits["train"].shards, bos_id=prepared.bos_id, seed=run.seed, rank=ranks.rank, world=ranks.world
+        prepared.splits[run.loader.split].shards,
+        bos_id=prepared.bos_id,
+        seed=run.seed,
+        rank=ranks.rank,
+        world=ranks.world,
     )
 
     # ---------------------------------------------------------------- optimizer, averaging, forward passes
@@ -201,7 +205,7 @@ def train(
             state.train_tokens += shape.tokens
             state.train_seconds += seconds
             state.step_seconds.append(seconds)
-            ledger.add("train", seconds, ("train",))
+            ledger.add("train", seconds, (run.loader.split,))
             if not loss < float("inf"):
                 raise RunError(
                     f"loss became {loss} at step {state.step}; lower the learning rates or set optimizer.clip_norm"

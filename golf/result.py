@@ -65,6 +65,8 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
         "training": f"{result['steps']:,} steps, {result['train_tokens']:,} tokens, {result['train_seconds']:.0f} s",
         "step": f"{result['step_ms']:.0f} ms, {result['tokens_per_second']:,.0f} tokens/s, {result['precision']}",
     }
+    if result["legality"]:
+        rows["ILLEGAL"] = "; ".join(result["legality"])
     for name, text in rows.items():
         facts.add_row(name, text)
     console.print(facts)

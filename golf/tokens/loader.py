@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from golf.errors import UserError
-from golf.fields import OPERATIONAL
+from golf.fields import OPERATIONAL, one_of
 from golf.tokens.shards import TokenStream
 
 State = dict[str, int]
+SPLITS = ("train", "tune", "val")
 _last_two = functools.lru_cache(maxsize=2)  # a batch may straddle two epochs; more orders are not worth their memory
 
 
@@ -95,9 +96,14 @@ def _too_small(what: str, stream: TokenStream) -> UserError:
 
 @dataclass(kw_only=True, slots=True)
 class LoaderConfig:
-    """The order in which training visits the tokens. prefetch: a thread reads ahead during the step."""
+    """The order in which training visits the tokens. prefetch: a thread reads ahead during the step; split: the text,
+    which for a legal run is train."""
 
     prefetch: bool = field(metadata=OPERATIONAL)
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        one_of("split", self.split, SPLITS)
 
     def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
         """A loader over the shards, in the order given, at its first batch."""
