@@ -20,8 +20,7 @@ from golf.compose import compose
 from golf.config import Run
 from golf.dist import pick_device, pick_precision
 from golf.models.kernels import choose_backend
-from golf.plan import flops_per_token
-from golf.roles import roles_of
+from golf.plan import flops_per_token, outline
 from golf.schedules import Tick
 
 ROUNDS = 5
@@ -79,9 +78,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for key, step in variants.items():
             seconds[key].append(_timed(step, device))
-    model = run.model.build()
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    flops = flops_per_token(run, shapes, roles_of(model)) * run.batch.tokens_per_step
+    flops = flops_per_token(run, outline(run)) * run.batch.tokens_per_step
     peaks = {"fp32": matmul_peak(torch.float32, device)}
     if native:
         peaks["bf16"] = matmul_peak(torch.bfloat16, device)

@@ -74,7 +74,7 @@ def export(
     return {
         **_score_part(run, raw, pre_quant, scores),
         **_size_part(run, artifact.size_bytes, model, fresh),
-        **_time_part(state, ledger),
+        **_time_part(run, state, ledger),
         "average": run.average.name(),
         "peak_memory_bytes": _peak_memory(ranks.device),
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
@@ -148,14 +148,17 @@ def _size_part(run: Run, artifact_bytes: int, model: LM, fresh: LM) -> dict[str,
     }
 
 
-def _time_part(state: LoopState, ledger: Ledger) -> dict[str, Any]:
-    phases = ledger.phases
+def _time_part(run: Run, state: LoopState, ledger: Ledger) -> dict[str, Any]:
+    phases, counted = ledger.phases, ledger.counted()
     settled = state.step_seconds[WARM_UP_STEPS:] or state.step_seconds
     return {
         "phases": phases,
         "steps": state.step,
         "train_tokens": state.train_tokens,
         "train_seconds": state.train_seconds,
+        "counted_seconds": counted,
+        # the loop notices a limit once the step that crossed it is done
+        "in_time": run.budget.max_seconds is None or counted <= run.budget.max_seconds + state.step_seconds[-1],
         "quant_seconds": sum(phases[name]["seconds"] for name in ("calibrate", "quantise", "encode")),
         "eval_seconds": phases["eval"]["seconds"],
         "wall_seconds": state.wall_seconds(),

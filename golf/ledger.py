@@ -19,6 +19,11 @@ class Ledger:
         phase["seconds"] += seconds
         phase["reads"] = sorted({*phase["reads"], *reads})
 
+    def counted(self) -> float:
+        """Seconds that count as training: the loop, and whatever else read the text that it reads (calibration)."""
+        trained_on = set(self.phases["train"]["reads"])
+        return sum(phase["seconds"] for phase in self.phases.values() if trained_on & set(phase["reads"]))
+
     @contextmanager
     def phase(self, name: str, *reads: str) -> Iterator[None]:
         """Time what happens within; reads: names of the splits that it may open."""

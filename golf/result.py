@@ -65,6 +65,8 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
         "training": f"{result['steps']:,} steps, {result['train_tokens']:,} tokens, {result['train_seconds']:.0f} s",
         "step": f"{result['step_ms']:.0f} ms, {result['tokens_per_second']:,.0f} tokens/s, {result['precision']}",
     }
+    if not result["in_time"]:
+        rows["OVER TIME"] = f"{result['counted_seconds']:.1f} s count as training"
     if result["legality"]:
         rows["ILLEGAL"] = "; ".join(result["legality"])
     for name, text in rows.items():

@@ -107,6 +107,8 @@ def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) 
     assert result["steps"] == 30 and result["train_tokens"] == 30 * 256 and result["deterministic"]
     loss = result["evals"]["plain"]["val_loss"]
     assert loss < math.log(384) - 0.5, "it learned"
+    assert result["counted_seconds"] == result["phases"]["train"]["seconds"] and result["in_time"]
+    assert result["legal"] is None and result["legality"] == [] and result["average"].startswith("EMA over")
     assert result["phases"]["train"]["reads"] == ["train"] and result["phases"]["eval"]["reads"] == ["val"]
     assert json.loads(one.folder.status.read_text())["state"] == "done"
     records = [json.loads(line) for line in one.folder.metrics.read_text().splitlines()]
@@ -117,6 +119,14 @@ def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) 
     model = read_artifact(one.folder.artifact).model
     again = Scoring(one.run.eval, one.prepared, ALONE).score(model, "sliding")
     assert again.bpb == pytest.approx(result["val_bpb"], abs=1e-6)
+
+
+def test_training_on_the_scored_text_is_illegal_and_says_so(job: Callable[..., Job]) -> None:
+    one = job("loader.split=val")
+    printed = one.go()
+    result = one.result()
+    assert result["legal"] is False and "loader.split=val" in result["legality"][0] and "ILLEGAL" in printed
+    assert result["phases"]["train"]["reads"] == ["val"]
 
 
 def test_repeated_runs_are_bitwise_the_same(job: Callable[..., Job]) -> None:

@@ -175,6 +175,7 @@ def _disqualified(row: Row) -> dict[str, list[int]]:
     scored = [(run.seed, run.result) for run in row.counted if run.result is not None]
     return {
         "over the cap": [seed for seed, result in scored if not result["fits"]],
+        "over time": [seed for seed, result in scored if result.get("in_time") is False],
         "illegal": [seed for seed, result in scored if _illegal(result)],
     }
 

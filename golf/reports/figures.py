@@ -25,6 +25,8 @@ SMALL = 9.5  # points, of what is written into a plot
 FAR = 6.0  # a row so many times the typical distance from the middle is shown at the edge
 
 
+DISQUALIFYING = {"over the cap", "over time", "illegal"}
+
 Span = tuple[float, float, float]  # low, middle, high of what a row shows
 
 
@@ -226,7 +228,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _pareto(lines: Sequence[Line], colours: dict[str, str]) -> str:
     def fill(ax: Axes) -> None:
         points = {line.row.name: (_largest(line), line.score.mean) for line in lines if line.score}
-        best = front([points[line.row.name] for line in lines if not {"over the cap", "illegal"} & set(line.faults)])
+        best = front([points[line.row.name] for line in lines if not DISQUALIFYING & set(line.faults)])
         ax.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
         for line in lines:
             assert line.score is not None
