@@ -86,6 +86,7 @@ def test_no_row_is_called_anything_too_often_when_none_differs(tmp_path: Path) -
     "fault, changes",
     [
         ("over the cap", {"fits": False}),
+        ("over time", {"in_time": False}),
         ("illegal", {"legal": False}),
         ("illegal", {"evals": {"plain": {"val_bpb": 1.5, "tokens": TOKENS, "bytes": BYTES, "legal": False}}}),
     ],
