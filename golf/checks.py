@@ -24,7 +24,7 @@ def check(run: Run) -> None:
         )
     choose_backend(run.compute.attention, device, run.model.mixer.kernel_channels(run.model.dim))
     model = run.model.build_on_meta()
-    run.optimizer.assign(model)
+    run.optimizer.factors(model)
     run.quant.assign(model.stored_roles())
     for name, part in run.model.auxiliary.items():
         if part is not None and run.batch.sequence_length < part.shortest():

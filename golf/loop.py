@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from golf.averaging import Averager
 from golf.checkpoint import load_tensors, pack, save_tensors, unpack
@@ -127,7 +128,7 @@ def train(
     )
 
     # ---------------------------------------------------------------- optimizer and averaging
-    optimizer = run.optimizer.build(model, dtype)
+    optimizer = run.optimizer.build(model, dtype, ranks)
     averager = run.average.build(model)
 
     # ---------------------------------------------------------------- resume
@@ -148,7 +149,6 @@ def train(
     # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
     saved_at = time.monotonic()
     record: dict[str, Any] = {}
-    used: dict[int, list[nn.Parameter]] = {}  # by stage of the model
     with StopRequest().listening() as request:
         while True:
             over = is_over(run.budget, state)
@@ -172,12 +172,9 @@ def train(
             started = time.perf_counter()
             tick = tick_of(run.budget, state)
             x_BT, y_BT = loader.batch(run.batch.sequences, run.batch.sequence_length)
-            optimizer.zero_grad()
             stage = model.stage(tick.progress)
-            nll = accumulate(forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro, stage)
-            if stage not in used:
-                used[stage] = used_by_any(model, ranks)
-            ranks.average_(gradients(used[stage]))
+            gradients = partial(accumulate, forward, x_BT.to(ranks.device), y_BT.to(ranks.device), micro, stage)
+            nll = optimizer.differentiate(gradients, stage)
             multiplier = run.schedule(tick)
             optimizer.step(multiplier, tick)
             averager.update(model)
@@ -225,22 +222,6 @@ def accumulate(forward: Callable[..., dict[str, Tensor]], x_BT: Tensor, y_BT: Te
     return nll
 
 
-def used_by_any(model: nn.Module, ranks: Ranks) -> list[nn.Parameter]:
-    """The parameters that have a gradient on any rank. What a stage of the model does not use has none, so that no
-    optimizer moves or decays it before its time."""
-    parameters = list(model.parameters())
-    flags = ranks.any_of(*(parameter.grad is not None for parameter in parameters))
-    return [parameter for parameter, flag in zip(parameters, flags, strict=True) if flag]
-
-
-def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Their gradients, zeros where this rank left one out, so that ranks average the same list."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
 def exchange(nll: Tensor, started: float, ranks: Ranks) -> tuple[float, float]:
     """Mean loss over ranks, and the step's seconds by rank 0's clock, the same on every rank."""
     loss = nll.item()  # waits for the device, so that the clock below counts the work
@@ -275,7 +256,8 @@ def save(
     ledger: Ledger,
     ranks: Ranks,
 ) -> None:
-    """Write the checkpoint on rank 0; the other ranks wait until it stands."""
+    """Write the checkpoint on rank 0; the other ranks give what they hold of it and wait until it stands."""
+    moments = optimizer.state() if state.saved_step != state.step else {}
     if ranks.first and state.saved_step != state.step:
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise RunError(f"weights are no numbers any more at step {state.step}; lower the learning rates")
@@ -286,7 +268,7 @@ def save(
         tensors = pack(
             {
                 "model": dict(model.named_parameters()),
-                "optimizer": optimizer.state(),
+                "optimizer": moments,
                 "average": averager.state(),
                 "loop": {"rng": torch.get_rng_state()},
             }
