@@ -25,7 +25,7 @@ def check(run: Run) -> None:
         )
     choose_backend(run.compute.attention, device, run.model.mixer.kernel_channels(run.model.dim))
     model = run.model.build_on_meta()
-    run.optimizer.assign(model)
+    run.optimizer.factors(model)
     run.quant.assign(model.stored_roles())
     shortest = min(shape.length for shape in batches.shapes)
     for name, part in run.model.auxiliary.items():

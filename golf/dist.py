@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +12,22 @@ from torch import Tensor
 
 from golf.errors import UserError
 
+# Their names from torch 2.13 on, which warns where the older ones are called.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among the others. With world 1 every collective is the identity and no group exists."""
+    """This process among the others. With world 1 every collective is the identity and no group exists.
+
+    scatters: whether the backend can reduce and scatter in one collective.
+    """
 
     rank: int
     world: int
     device: torch.device
+    scatters: bool = False
 
     @property
     def first(self) -> bool:
@@ -46,6 +54,40 @@ class Ranks:
             for tensor, mean in zip(alike, flat.split(sizes), strict=True):
                 tensor.copy_(mean.view_as(tensor))
 
+    def mean_share(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Start to average over ranks; the function that comes back waits, and returns this rank's share.
+
+        tensor: its first axis is cut into one share a rank, in order; it is not to be touched until then.
+        """
+        if self.world == 1:
+            return lambda: tensor
+        own = tensor.chunk(self.world)[self.rank]
+        if self.scatters:
+            own = torch.empty_like(own)
+            work = _reduce_scatter(own, tensor, async_op=True)
+        else:
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return own.div_(self.world)
+
+        return wait
+
+    def gather(self, share: Tensor) -> Callable[[], Tensor]:
+        """Start to collect every rank's share, all of one shape; the function that comes back waits, and returns them
+        in the order of ranks, joined along the first axis."""
+        if self.world == 1:
+            return lambda: share
+        joined = share.new_empty((self.world * share.shape[0], *share.shape[1:]))
+        work = _all_gather(joined, share, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return joined
+
+        return wait
+
     def any_of(self, *flags: bool) -> list[bool]:
         """Each flag, raised on any rank: what all ranks then do together."""
         return [count > 0 for count in self.sum_(torch.tensor(flags, dtype=torch.int32, device=self.device)).tolist()]
@@ -53,6 +95,9 @@ class Ranks:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def pick_device(asked: str, local_rank: int = 0) -> torch.device:
@@ -90,9 +135,19 @@ def start(device: str) -> Ranks:
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if world > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Ranks(rank, world, chosen)
+    if world == 1:
+        return Ranks(rank, world, chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Ranks(rank, world, chosen, can_scatter(world, chosen))
+
+
+def can_scatter(world: int, device: torch.device) -> bool:
+    """Whether the group's backend has reduce-scatter: gloo has it in some versions of torch only. All ranks call it."""
+    try:
+        _reduce_scatter(torch.zeros(1, device=device), torch.zeros(world, device=device))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def finish(ranks: Ranks) -> None:

@@ -141,7 +141,7 @@ def train(
     )
 
     # ---------------------------------------------------------------- optimizer, averaging, forward passes
-    optimizer = run.optimizer.build(model, dtype)
+    optimizer = run.optimizer.build(model, dtype, ranks)
     averager = run.average.build(weights_of(model))
     compiled = partial(torch.compile, dynamic=False) if run.compute.compile else as_it_is
     qat = QAT(run.qat, model, run.quant, compiled)
@@ -164,7 +164,6 @@ def train(
     # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
     saved_at = time.monotonic()
     record: dict[str, Any] = {}
-    used: dict[int, list[nn.Parameter]] = {}  # by stage of the model
     with StopRequest().listening() as request:
         while True:
             over = is_over(run.budget, state)
@@ -190,12 +189,10 @@ def train(
             shape = batches.at(tick)
             x_BT, y_BT = late.batch(loader, shape, tick)
             forward = late.forward(qat.forward(tick), averager, tick)
-            optimizer.zero_grad()
             stage = model.stage(tick.progress)
-            nll = accumulate(forward, x_BT.to(ranks.device), y_BT.to(ranks.device), batches.rows(shape), stage)
-            if stage not in used:
-                used[stage] = used_by_any(model, ranks)
-            ranks.average_(gradients(used[stage]))
+            rows = batches.rows(shape)
+            gradients = partial(accumulate, forward, x_BT.to(ranks.device), y_BT.to(ranks.device), rows, stage)
+            nll = optimizer.differentiate(gradients, stage)
             multiplier = late.multiplier(run.schedule(tick), tick)
             optimizer.step(multiplier, tick)
             averager.update(weights_of(model), tick)
@@ -243,22 +240,6 @@ def accumulate(forward: Forward, x_BT: Tensor, y_BT: Tensor, micro: int, stage: 
     return nll
 
 
-def used_by_any(model: nn.Module, ranks: Ranks) -> list[nn.Parameter]:
-    """The parameters that have a gradient on any rank. What a stage of the model does not use has none, so that no
-    optimizer moves or decays it before its time."""
-    parameters = list(model.parameters())
-    flags = ranks.any_of(*(parameter.grad is not None for parameter in parameters))
-    return [parameter for parameter, flag in zip(parameters, flags, strict=True) if flag]
-
-
-def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Their gradients, zeros where this rank left one out, so that ranks average the same list."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
 def exchange(nll: Tensor, started: float, ranks: Ranks) -> tuple[float, float]:
     """Mean loss over ranks, and the step's seconds by rank 0's clock, the same on every rank."""
     loss = nll.item()  # waits for the device, so that the clock below counts the work
@@ -301,7 +282,8 @@ def save(
     ledger: Ledger,
     ranks: Ranks,
 ) -> None:
-    """Write the checkpoint on rank 0; the other ranks wait until it stands."""
+    """Write the checkpoint on rank 0; the other ranks give what they hold of it and wait until it stands."""
+    moments = optimizer.state() if state.saved_step != state.step else {}
     if ranks.first and state.saved_step != state.step:
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise RunError(f"weights are no numbers any more at step {state.step}; lower the learning rates")
@@ -312,7 +294,7 @@ def save(
         tensors = pack(
             {
                 "model": dict(model.named_parameters()),
-                "optimizer": optimizer.state(),
+                "optimizer": moments,
                 "average": averager.state(),
                 "late": late.tensors(),
                 "loop": {"rng": torch.get_rng_state()},

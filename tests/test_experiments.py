@@ -64,6 +64,7 @@ CHANGES = {
     "pr401_late_qat": ("pr584_baseline", "qat"),
     "pr401_replay": ("pr584_baseline", "late"),
     "pr401_distill": ("pr584_baseline", "late"),
+    "pr401_mousse": ("pr401_sota254", "optimizer.groups.matrices.before.mousse"),
     "pr401_d2z": ("pr401_sota254", "schedule"),
     "pr401_exp_a": ("pr401_sota254", "model.auxiliary.mtp"),
     "pr401_exp_b": ("pr401_sota254", "model.mlp"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from golf.dist import ALONE, Ranks
 from golf.fields import between, positive
 from golf.optim.optimizer import Group, GroupConfig
 from golf.schedules import Schedule, Tick
@@ -24,14 +25,14 @@ class AdamWConfig(GroupConfig):
         positive(lr=self.lr, eps=self.eps)
         between(0, 0.999999, beta1=self.beta1, beta2=self.beta2)
 
-    def build(self, parameters: dict[str, nn.Parameter], dtype: torch.dtype) -> "AdamW":
+    def build(self, parameters: dict[str, nn.Parameter], dtype: torch.dtype, ranks: Ranks = ALONE) -> "AdamW":
         return AdamW(self, parameters)
 
 
 class AdamW(Group):
     def __init__(self, config: AdamWConfig, parameters: dict[str, nn.Parameter]):
+        super().__init__(parameters)
         self.config = config
-        self.parameters = parameters
         self.inner = torch.optim.AdamW(
             list(parameters.values()), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
         )

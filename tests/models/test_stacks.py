@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +11,8 @@ from torch._dynamo.testing import CompileCounter
 
 from golf.compose import compose
 from golf.config import Run
-from golf.dist import Ranks
 from golf.errors import UserError
-from golf.loop import accumulate, gradients, used_by_any, warm_up
+from golf.loop import accumulate, warm_up
 from golf.models.layers import layer_span
 from golf.models.loops import Visit
 from golf.models.slots import Context
@@ -124,14 +124,11 @@ def test_what_a_stage_does_not_use_stays_as_it_began(toy: Callable[..., Run]) ->
     run = toy("model/stack=recurrence_untied", "model.layers=6", "optimizer=muon_decay")
     model = built(run)
     optimizer = run.optimizer.build(model, torch.float32)
-    alone = Ranks(0, 1, torch.device("cpu"))
     ids = ids_for(run)
     before = {name: p.detach().clone() for name, p in model.stack.residuals.named_parameters()}
     for stage, same in ((0, True), (1, False)):
         for step in range(3):
-            optimizer.zero_grad()
-            accumulate(model, ids[:, :-1], ids[:, 1:], 2, stage)
-            gradients(used_by_any(model, alone))
+            optimizer.differentiate(partial(accumulate, model, ids[:, :-1], ids[:, 1:], 2, stage), stage)
             optimizer.step(1.0, Tick(step, 0.5, 10))
         moved_on = [name for name, p in model.stack.residuals.named_parameters() if not torch.equal(p, before[name])]
         assert bool(moved_on) != same
