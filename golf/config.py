@@ -22,6 +22,7 @@ from golf.averaging import AverageConfig
 from golf.errors import UserError
 from golf.evals.evaluator import EvalConfig
 from golf.fields import OPERATIONAL, between, one_of, positive
+from golf.losses import LossPartConfig
 from golf.models.kernels import ATTENTION_BACKENDS
 from golf.models.lm import LMConfig
 from golf.nodes import plain, without_nulls
@@ -187,6 +188,7 @@ class Run:
     data: DataConfig
     loader: LoaderConfig
     model: LMConfig
+    loss: dict[str, LossPartConfig | None] = field(default_factory=dict)
     optimizer: OptimizerConfig
     schedule: Schedule
     average: AverageConfig

@@ -17,6 +17,7 @@ from golf.config import Budget, Run
 from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
 from golf.ledger import Ledger
+from golf.losses import Loss
 from golf.models.kernels import Backend, choose_backend
 from golf.models.lm import LM
 from golf.optim.optimizer import Optimizer
@@ -120,7 +121,7 @@ def train(
     backend = choose_backend(run.compute.attention, ranks.device, run.model.mixer.kernel_channels(run.model.dim))
     sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
     model = run.model.build().to(ranks.device)
-    model.compute_dtype, model.attend = dtype, backend.attend
+    model.compute_dtype, model.attend, model.loss = dtype, backend.attend, Loss(run.loss)
     scoring = Scoring(run.eval, prepared, ranks)
     loader = run.loader.open(
         prepared.splits["train"].shards, bos_id=prepared.bos_id, seed=run.seed, rank=ranks.rank, world=ranks.world

@@ -55,6 +55,7 @@ CHANGES = {
     "pr675_3x": ("pr675", "model.mlp.expand"),
     "pr675_relu2": ("pr675", "model.mlp.activation.slope"),
     "pr675_diffattn": ("pr675", "model.mixer._target_"),
+    "pr675_entropy_loss": ("pr675", "loss"),
     "pr675_vrl": ("pr675", "model.mixer.value.residual"),
     "pr401_exp_a": ("pr401_sota254", "model.auxiliary.mtp"),
     "pr401_exp_b": ("pr401_sota254", "model.mlp"),
