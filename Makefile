@@ -44,11 +44,12 @@ lint: $(READY) ## ruff
 typecheck: $(READY) ## mypy
 	$(BIN)/mypy
 
-bench: $(READY) ## tokens per second of training step and loaders, makespan of the launcher, cost of parts, as ratios
+bench: $(READY) ## tokens per second of training step and loaders, makespan of the launcher, cost of parts and loss, as ratios
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/launchers.py
 	$(BIN)/python benchmarks/parts.py
+	$(BIN)/python benchmarks/loss.py
 
 clean: ## remove the virtual environment and caches; data/ and outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

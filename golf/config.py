@@ -24,6 +24,7 @@ from golf.errors import UserError
 from golf.evals.evaluator import EvalConfig
 from golf.fields import OPERATIONAL, between, one_of, positive
 from golf.late import LateConfig
+from golf.losses import LossPartConfig
 from golf.models.kernels import ATTENTION_BACKENDS
 from golf.models.lm import LMConfig
 from golf.nodes import plain, without_nulls
@@ -186,6 +187,7 @@ class Run:
     loader: LoaderConfig
     curriculum: dict[str, CurriculumConfig | None]
     model: LMConfig
+    loss: dict[str, LossPartConfig | None] = field(default_factory=dict)
     optimizer: OptimizerConfig
     schedule: Schedule
     average: AverageConfig

@@ -21,6 +21,7 @@ from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
 from golf.late import Late
 from golf.ledger import Ledger
+from golf.losses import Loss
 from golf.models.kernels import Backend, choose_backend
 from golf.models.lm import LM
 from golf.optim.optimizer import Optimizer
@@ -130,7 +131,7 @@ def train(
     backend = choose_backend(run.compute.attention, ranks.device, run.model.mixer.kernel_channels(run.model.dim))
     sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
     model = run.model.build().to(ranks.device)
-    model.compute_dtype, model.attend = dtype, backend.attend
+    model.compute_dtype, model.attend, model.loss = dtype, backend.attend, Loss(run.loss)
     scoring = Scoring(run.eval, prepared, ranks)
     loader = run.loader.open(
         prepared.splits[run.loader.split].shards,

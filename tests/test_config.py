@@ -201,7 +201,7 @@ def test_a_new_field_at_its_null_default_leaves_fingerprints() -> None:
 def test_identity_is_the_whole_run_but_for_a_pinned_list() -> None:
     fields = {field.name for field in dataclasses.fields(Run)}
     assert fields >= NOT_IDENTITY
-    node = identity(compose(), "d")
+    node = identity(compose(["loss=z_loss"]), "d")
     assert set(node) == fields - NOT_IDENTITY | {"_target_"} and "codec" not in node["quant"]
 
 

@@ -56,6 +56,7 @@ CHANGES = {
     "pr675_relu2": ("pr675_base", "model.mlp.activation.slope"),
     "pr675_diffattn": ("pr675_base", "model.mixer._target_"),
     "pr675_vrl": ("pr675_base", "model.mixer.value.residual"),
+    "pr675_entropy_loss": ("pr675_base", "loss"),
     "pr675_lawa": ("pr675_base", "average"),
     "pr675_ramping_wd": ("pr675_base", "optimizer.groups.matrices.weight_decay"),
     "pr675_qat": ("pr675_base", "qat"),

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from golf.fields import positive
+from golf.losses import Loss
+from golf.models.cross_entropy import scaled_logits, softcapped, softmax_loss
 from golf.models.slots import Frame, HeadConfig
 
 
@@ -40,21 +42,18 @@ class SoftmaxHead(nn.Module):
         self.own_VD = None if config.tied else nn.Parameter(torch.zeros(frame.vocab_size, frame.dim))
         self.log_gain = nn.Parameter(torch.zeros(())) if config.temperature else None
 
+    def weight(self, table_VD: Tensor) -> Tensor:
+        return table_VD if self.own_VD is None else self.own_VD
+
     def logits(self, x_BTD: Tensor, table_VD: Tensor) -> Tensor:
-        weight_VD = table_VD if self.own_VD is None else self.own_VD
-        z_BTV = F.linear(x_BTD, weight_VD.to(x_BTD.dtype)).float()
-        if self.log_gain is not None:
-            z_BTV = z_BTV * self.log_gain.exp()
+        z_BTV = scaled_logits(x_BTD, self.weight(table_VD).to(x_BTD.dtype), self.log_gain)
         return softcapped(z_BTV, self.softcap)
 
-    def losses(self, x_BTD: Tensor, targets_BT: Tensor, table_VD: Tensor) -> dict[str, Tensor]:
-        logits_BTV = self.logits(x_BTD, table_VD)
-        return {"nll": F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())}
+    def losses(self, x_BTD: Tensor, targets_BT: Tensor, table_VD: Tensor, loss: Loss) -> dict[str, Tensor]:
+        x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
+        weight_VD = self.weight(table_VD)
+        found = softmax_loss(x_ND, weight_VD, targets_N, softcap=self.softcap, log_gain=self.log_gain, loss=loss)
+        return loss.named(*found)
 
     def log_probs(self, x_BTD: Tensor, table_VD: Tensor) -> Tensor:
         return F.log_softmax(self.logits(x_BTD, table_VD), dim=-1)
-
-
-def softcapped(z: Tensor, cap: float | None) -> Tensor:
-    """cap * tanh(z / cap), or z."""
-    return z if cap is None else cap * torch.tanh(z / cap)

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from golf.errors import UserError
 from golf.fields import positive
+from golf.losses import CROSS_ENTROPY, NLL
 from golf.models.kernels import sdpa
 from golf.models.norms import norm
 from golf.models.slots import (
@@ -26,8 +27,6 @@ from golf.models.slots import (
     named_parts,
 )
 from golf.roles import roles_of
-
-NLL = "nll"  # the main loss, mean nats per token
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,6 +102,7 @@ class LM(nn.Module):
         self.shared = nn.ModuleDict(frame.shared)
         self.compute_dtype = torch.float32
         self.attend: Attend = sdpa
+        self.loss = CROSS_ENTROPY
 
     def stage(self, progress: float) -> int:
         """Which stage of the stack trains at this part of training, 0 to 1."""
@@ -123,9 +123,9 @@ class LM(nn.Module):
         return norm(self.stack(x_BND, context)[:, self.embed.extra :])
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, stage: int | None = None) -> dict[str, Tensor]:
-        """Named losses, each a scalar in fp32, already weighted; `nll` is the mean nats per token."""
+        """Named losses, each a scalar in fp32, that add up to what is trained; `nll` is the mean nats per token."""
         x_BTD = self.hidden(ids_BT, stage)
-        losses = self.head.losses(x_BTD, targets_BT, self.embed.table_VD)
+        losses = self.head.losses(x_BTD, targets_BT, self.embed.table_VD, self.loss)
         return losses | {name: part(x_BTD, targets_BT) for name, part in self.auxiliary.items()}
 
     def log_probs(self, ids_BT: Tensor, last: int | None = None) -> Tensor:

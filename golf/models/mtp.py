@@ -1,13 +1,14 @@
 """Multi-token prediction as a further loss. Shapes: golf/models/slots.py."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from golf.fields import between, positive
-from golf.models.head import softcapped
+from golf.models.cross_entropy import softmax_loss
+from golf.models.linear import Dense
 from golf.models.slots import AuxiliaryConfig, Frame
 
 
@@ -31,16 +32,22 @@ class MultiTokenConfig(AuxiliaryConfig):
 
 
 class MultiToken(nn.Module):
-    """Each head is a matrix of its own that begins at zero; positions without a target so far ahead are left out."""
+    """Each head is a matrix of its own that begins at zero; positions without a target so far ahead are left out.
+
+    Its loss is plain cross entropy, whatever the loss of the main head is.
+    """
 
     def __init__(self, config: MultiTokenConfig, frame: Frame):
         super().__init__()
         self.weight, self.softcap = config.weight, config.softcap
-        self.heads = nn.ModuleList(frame.matrix(frame.dim, frame.vocab_size, gain=0.0) for _ in range(config.heads))
+        heads = [Dense(frame.dim, frame.vocab_size) for _ in range(config.heads)]
+        for head in heads:
+            nn.init.zeros_(head.weight)
+        self.heads = nn.ModuleList(heads)
 
     def forward(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         losses = []
-        for ahead, head in enumerate(self.heads, start=1):
-            logits_BTV = softcapped(head(x_BTD[:, :-ahead]).float(), self.softcap)
-            losses.append(F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT[:, ahead:].flatten()))
+        for ahead, head in enumerate(cast(list[Dense], list(self.heads)), start=1):
+            x_ND, targets_N = x_BTD[:, :-ahead].flatten(0, 1), targets_BT[:, ahead:].flatten()
+            losses.append(softmax_loss(x_ND, head.weight, targets_N, softcap=self.softcap)[0])
         return self.weight * torch.stack(losses).mean()

@@ -240,7 +240,7 @@ class StackModule(nn.Module):
 
 @dataclass(kw_only=True, slots=True)
 class HeadConfig:
-    """x_BTD to scores: module.losses(x_BTD, targets_BT, table_VD) and module.log_probs(x_BTD, table_VD).
+    """x_BTD to scores: module.losses(x_BTD, targets_BT, table_VD, loss) and module.log_probs(x_BTD, table_VD).
 
     module.table_uses: how often it multiplies with the embedding table, for the arithmetic of plans.
     """

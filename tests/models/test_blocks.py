@@ -12,6 +12,7 @@ from golf.checks import check
 from golf.compose import CONF, compose
 from golf.config import Run
 from golf.errors import UserError
+from golf.losses import CROSS_ENTROPY
 from golf.models.norms import norm
 from golf.models.slots import Context
 from tests.models.helpers import context_of
@@ -107,7 +108,7 @@ def test_mixtures_sum_to_one_and_are_their_formula(toy: Callable[..., Run]) -> N
         torch.testing.assert_close(p.sum(-1), torch.ones(2, 3))
         targets = torch.randint(run.model.vocab_size, (2, 3))
         nll = -p.gather(-1, targets[..., None]).log().mean()
-        torch.testing.assert_close(head.losses(x, targets, table)["nll"], nll)
+        torch.testing.assert_close(head.losses(x, targets, table, CROSS_ENTROPY)["nll"], nll)
 
 
 def test_temperature_and_own_matrix(toy: Callable[..., Run]) -> None:
