@@ -98,6 +98,7 @@ def store(
             path,
             model=run.model.exported(),
             stored=stored,
+            weights=run.average.name(),
             quant=run.quant,
             codec=run.chosen_codec,
             tokenizer=prepared.tokenizer_sha256,
@@ -115,6 +116,7 @@ def _score_part(run: Run, raw: Score, pre_quant: Score, scores: dict[str, Score]
             "seconds": score.seconds,
             "legal": run.eval.evaluators[name].legal,
             "notes": run.eval.evaluators[name].notes,
+            "weights": run.average.name(),
         }
         for name, score in scores.items()
     }

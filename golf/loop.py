@@ -130,6 +130,7 @@ def train(
     dtype = pick_precision(run.compute.precision, ranks.device)
     backend = choose_backend(run.compute.attention, ranks.device, run.model.mixer.kernel_channels(run.model.dim))
     sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
+    sinks.note(f"scores and the artifact take the {run.average.name()}")
     model = run.model.build().to(ranks.device)
     model.compute_dtype, model.attend, model.loss = dtype, backend.attend, Loss(run.loss)
     scoring = Scoring(run.eval, prepared, ranks)

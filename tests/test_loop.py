@@ -116,7 +116,9 @@ def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) 
     assert records[-1]["step"] == 30 and records[0]["step"] == 1
     averaged, _ = load_tensors(one.folder.weights)
     assert set(averaged) == {name for name, _ in one.run.model.build_on_meta().named_parameters()}
-    model = read_artifact(one.folder.artifact).model
+    artifact = read_artifact(one.folder.artifact)
+    assert artifact.header["weights"] == result["evals"]["sliding"]["weights"] == result["average"]
+    model = artifact.model
     again = Scoring(one.run.eval, one.prepared, ALONE).score(model, "sliding")
     assert again.bpb == pytest.approx(result["val_bpb"], abs=1e-6)
 

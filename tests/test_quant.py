@@ -118,7 +118,9 @@ def make(run: Run, folder: Path) -> tuple[Run, Path, dict[str, Tensor]]:
     weights = {name: torch.randn_like(p) * 0.1 for name, p in model.named_parameters()}
     stored = run.quant.quantize(weights, roles_of(model))
     path = folder / "artifact.golf"
-    write_artifact(path, model=run.model, stored=stored, quant=run.quant, codec=run.chosen_codec, tokenizer="t")
+    write_artifact(
+        path, model=run.model, stored=stored, weights="last", quant=run.quant, codec=run.chosen_codec, tokenizer="t"
+    )
     expected = {name: run.quant.formats[tensor.format].decode(tensor.parts) for name, tensor in stored.items()}
     return run, path, expected
 

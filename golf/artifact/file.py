@@ -64,9 +64,19 @@ class Artifact:
 
 
 def write_artifact(
-    path: Path, *, model: LMConfig, stored: dict[str, Stored], quant: QuantConfig, codec: CodecConfig, tokenizer: str
+    path: Path,
+    *,
+    model: LMConfig,
+    stored: dict[str, Stored],
+    weights: str,
+    quant: QuantConfig,
+    codec: CodecConfig,
+    tokenizer: str,
 ) -> int:
-    """Write the file (to a temporary name, then renamed); returns its size in bytes. tokenizer: its sha256."""
+    """Write the file (to a temporary name, then renamed); returns its size in bytes.
+
+    weights: which of a run's weights these are (the name of an average); tokenizer: its sha256.
+    """
     used = sorted({tensor.format for tensor in stored.values()})
     tensors = [
         [name, tensor.format, [[part, _dtype_name(value), list(value.shape)] for part, value in tensor.parts.items()]]
@@ -75,6 +85,7 @@ def write_artifact(
     payload = b"".join(_to_bytes(value) for tensor in stored.values() for value in tensor.parts.values())
     header = {
         "model": plain(model),
+        "weights": weights,
         "formats": {name: plain(quant.formats[name]) for name in used},
         "codec": plain(codec),
         "tensors": tensors,

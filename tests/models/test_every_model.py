@@ -115,7 +115,7 @@ def test_the_artifact_holds_what_scores_need(run: Run, tmp_path: Path) -> None:
     exact = replace(run.quant, formats={"fp32": FloatConfig(dtype="fp32")}, roles={}, names={}, default="fp32")
     stored = exact.quantize({name: weights[name] for name in roles}, roles)
     path = tmp_path / "artifact.golf"
-    write_artifact(path, model=kept, stored=stored, quant=exact, codec=run.chosen_codec, tokenizer="")
+    write_artifact(path, model=kept, stored=stored, weights="", quant=exact, codec=run.chosen_codec, tokenizer="")
     fresh = read_artifact(path).model
     assert torch.equal(fresh.log_probs(ids), model.log_probs(ids))
 
