@@ -25,6 +25,10 @@ class Averager:
         """Whether the average is the weights themselves, so that a score of one is a score of the other."""
         return True
 
+    def name(self) -> str:
+        """What the average is now, for results."""
+        return "last weights"
+
     def update(self, weights: Weights, tick: Tick) -> None:
         """Take in the weights after the optimizer step that began at `tick`."""
 
@@ -68,10 +72,6 @@ class AverageConfig:
         """An averager that has seen nothing but the first weights."""
         raise NotImplementedError
 
-    def name(self) -> str:
-        """What the average is, for results."""
-        raise NotImplementedError
-
 
 @dataclass(kw_only=True, slots=True)
 class NoAverageConfig(AverageConfig):
@@ -79,9 +79,6 @@ class NoAverageConfig(AverageConfig):
 
     def build(self, weights: Weights) -> Averager:
         return Averager()
-
-    def name(self) -> str:
-        return "last weights"
 
 
 # ---------------------------------------------------------------- exponential
@@ -102,17 +99,15 @@ class EMAConfig(AverageConfig):
         between(1, 1e9, horizon_steps=self.horizon_steps)
 
     def build(self, weights: Weights) -> "EMA":
-        return EMA(weights, 1 - 1 / self.horizon_steps, self.bias_correction)
-
-    def name(self) -> str:
-        return f"EMA over {self.horizon_steps:g} steps{'' if self.bias_correction else ', first weights kept'}"
+        return EMA(weights, self.horizon_steps, self.bias_correction)
 
 
 class EMA(Averager):
     """average <- decay * average + (1 - decay) * weights."""
 
-    def __init__(self, weights: Weights, decay: float, bias_correction: bool):
-        self.decay = decay
+    def __init__(self, weights: Weights, horizon_steps: float, bias_correction: bool):
+        self.horizon_steps, self.bias_correction = horizon_steps, bias_correction
+        self.decay = 1 - 1 / horizon_steps
         start = torch.zeros_like if bias_correction else torch.clone
         self.shadow = {name: start(weight.float()) for name, weight in weights.items()}
         self.mass = 0.0 if bias_correction else 1.0  # the weight collected so far
@@ -120,6 +115,11 @@ class EMA(Averager):
     @property
     def identity(self) -> bool:
         return self.mass == 0.0
+
+    def name(self) -> str:
+        if self.identity:
+            return super().name()
+        return f"EMA over {self.horizon_steps:g} steps{'' if self.bias_correction else ', first weights kept'}"
 
     @torch.no_grad()
     def update(self, weights: Weights, tick: Tick) -> None:
@@ -184,9 +184,6 @@ class SWAConfig(AverageConfig):
     def build(self, weights: Weights) -> "SWA":
         return SWA(_source(self.of).build(weights), self.start, self.every_steps, self.with_last)
 
-    def name(self) -> str:
-        return f"SWA every {self.every_steps} of {_source(self.of).name()}"
-
 
 class SWA(Snapshots):
     """A running mean: two copies of the weights however many snapshots."""
@@ -200,6 +197,9 @@ class SWA(Snapshots):
     @property
     def identity(self) -> bool:
         return self.taken == 0 and self.of.identity
+
+    def name(self) -> str:
+        return f"SWA of {self.taken} x {self.of.name()}" if self.taken else self.of.name()
 
     def take(self, snapshot: dict[str, Tensor]) -> None:
         self.taken += 1
@@ -243,9 +243,6 @@ class LAWAConfig(AverageConfig):
     def build(self, weights: Weights) -> "LAWA":
         return LAWA(_source(self.of).build(weights), self.start, self.every_steps, self.count)
 
-    def name(self) -> str:
-        return f"LAWA, {self.count} every {self.every_steps} of {_source(self.of).name()}"
-
 
 class LAWA(Snapshots):
     """Holds the snapshots themselves, the oldest dropped."""
@@ -257,6 +254,9 @@ class LAWA(Snapshots):
     @property
     def identity(self) -> bool:
         return not self.kept and self.of.identity
+
+    def name(self) -> str:
+        return f"LAWA of {len(self.kept)} x {self.of.name()}" if self.kept else self.of.name()
 
     def take(self, snapshot: dict[str, Tensor]) -> None:
         self.kept.append({name: weight.clone() for name, weight in snapshot.items()})

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
+from golf.averaging import NoAverageConfig
 from golf.config import Run
 from golf.dist import pick_device
 from golf.errors import UserError
+from golf.late import LateConfig
 from golf.models.kernels import choose_backend
-from golf.nodes import plain
+from golf.nodes import configs, plain
 from golf.qat import rounding_formats
+from golf.schedules import Start, Tick
 from golf.tokens.prepare import Prepared
 
 
@@ -36,10 +39,31 @@ def check(run: Run) -> None:
             )
     if run.qat is not None:
         rounding_formats(model, run.quant)
-    if run.qat is not None and run.late is not None and not run.late.sees_rounding:
-        raise UserError("late: this stage does not see the rounding of qat; leave one of them out (qat=null)")
+    _check_starts(run)
+    if run.late is not None:
+        _check_late(run, run.late)
     run.chosen_codec.check()
     run.log.check()
+
+
+def _check_starts(run: Run) -> None:
+    end = run.schedule.at(Tick(10**9, 1.0, 0.0))
+    for path, part in configs(run):
+        if isinstance(part, Start) and not part.reached(end):
+            raise UserError(
+                f"{path}.rate_below={part.rate_below}: the schedule ends at {end.decay:.2g} of the full rate, so this "
+                f"never begins; choose another schedule, or {path}.progress=0.5 with {path}.rate_below=null"
+            )
+
+
+def _check_late(run: Run, late: LateConfig) -> None:
+    steps = run.budget.max_steps
+    if run.qat is not None and not late.sees_rounding:
+        raise UserError("late: this stage does not see the rounding of qat; leave one of them out")
+    if isinstance(run.average, NoAverageConfig) and late.needs_average:
+        raise UserError("late: this stage learns from averaged weights; choose some, such as average=ema")
+    if run.budget.clock == "steps" and steps is not None and round(late.share * steps) == 0:
+        raise UserError(f"late.share={late.share} of {steps} steps is none; try late.share={1 / steps:.2g}")
 
 
 def _named(name: str, node: Any, path: str) -> Iterator[tuple[str, Any]]:

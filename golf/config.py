@@ -219,6 +219,11 @@ class Run:
         """The codec named by `codec=`, else the one that the quantiser names."""
         return self.codec if self.codec is not None else self.quant.codec
 
+    @property
+    def depends_on_cut(self) -> bool:
+        """Whether what comes of a step depends on how its batch is shared out and cut, which is else only memory."""
+        return self.optimizer.clip == "local" or any(part is not None and part.weighs for part in self.loss.values())
+
     def batches(self, world: int) -> Batches:
         """The batches of this run on so many ranks. Raises UserError where they can't be cut so."""
         full = Shape(self.batch.sequences, self.batch.sequence_length)
@@ -336,6 +341,9 @@ def identity(run: Run, data_digest: str) -> dict[str, Any]:
     node = {key: item for key, item in plain(run, operational=False).items() if key not in NOT_IDENTITY}
     node |= {"data": data_digest, "codec": plain(run.chosen_codec)}
     del node["quant"]["codec"]
+    if run.depends_on_cut:
+        batches = run.batches(run.launch.nproc)
+        node["cut"] = [run.launch.nproc, batches.rows(batches.full)]
     return without_nulls(node)
 
 

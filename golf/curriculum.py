@@ -89,10 +89,9 @@ class BatchWarmupConfig(CurriculumConfig):
 
     def every(self, shape: Shape) -> list[Shape]:
         if shape.sequences % self.parts:
-            raise ValueError(
-                f"parts={self.parts} must divide the {shape.sequences} rows of a step; try "
-                f"{math.gcd(self.parts, shape.sequences)}, or another batch.tokens_per_step"
-            )
+            fits = [n for n in range(2, shape.sequences + 1) if shape.sequences % n == 0]
+            near = min(fits, key=lambda n: abs(n - self.parts)) if fits else 1
+            raise ValueError(f"parts={self.parts} must divide the {shape.sequences} rows of a step; try parts={near}")
         return [Shape(shape.sequences * n // self.parts, shape.length) for n in range(self.first, self.parts + 1)]
 
 

@@ -53,11 +53,11 @@ def export(
     if not averager.identity:
         with ledger.phase("eval", run.eval.split), averager.applied(model):
             pre_quant = scoring.score(model)
-    sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb ({run.average.name()}; last weights {raw.bpb:.4f})")
+    sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb ({averager.name()}; last weights {raw.bpb:.4f})")
 
     # ---------------------------------------------------------------- the artifact, written and read back
     if ranks.first:
-        store(run, prepared, weights, model.stored_roles(), folder.artifact, ledger)
+        store(run, prepared, weights, averager.name(), model.stored_roles(), folder.artifact, ledger)
     ranks.barrier()
     artifact = read_artifact(folder.artifact)
     fresh = artifact.model.to(ranks.device)
@@ -72,10 +72,10 @@ def export(
             f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s"
         )
     return {
-        **_score_part(run, raw, pre_quant, scores),
+        **_score_part(run, averager.name(), raw, pre_quant, scores),
         **_size_part(run, artifact.size_bytes, model, fresh),
         **_time_part(run, state, ledger),
-        "average": run.average.name(),
+        "average": averager.name(),
         "peak_memory_bytes": _peak_memory(ranks.device),
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
         "world_size": ranks.world,
@@ -88,9 +88,15 @@ def export(
 
 
 def store(
-    run: Run, prepared: Prepared, weights: dict[str, Tensor], roles: dict[str, str], path: Path, ledger: Ledger
+    run: Run,
+    prepared: Prepared,
+    weights: dict[str, Tensor],
+    name: str,
+    roles: dict[str, str],
+    path: Path,
+    ledger: Ledger,
 ) -> None:
-    """Quantise and write the artifact file: the weights that `roles` names."""
+    """Quantise and write the artifact file: the weights that `roles` names. name: of their average."""
     with ledger.phase("quantise"):
         stored = run.quant.quantize({name: weights[name] for name in roles}, roles)
     with ledger.phase("encode"):
@@ -98,14 +104,14 @@ def store(
             path,
             model=run.model.exported(),
             stored=stored,
-            weights=run.average.name(),
+            weights=name,
             quant=run.quant,
             codec=run.chosen_codec,
             tokenizer=prepared.tokenizer_sha256,
         )
 
 
-def _score_part(run: Run, raw: Score, pre_quant: Score, scores: dict[str, Score]) -> dict[str, Any]:
+def _score_part(run: Run, weights: str, raw: Score, pre_quant: Score, scores: dict[str, Score]) -> dict[str, Any]:
     main, post_quant = scores[run.eval.main], scores["plain"]
     evals = {
         name: {
@@ -116,7 +122,7 @@ def _score_part(run: Run, raw: Score, pre_quant: Score, scores: dict[str, Score]
             "seconds": score.seconds,
             "legal": run.eval.evaluators[name].legal,
             "notes": run.eval.evaluators[name].notes,
-            "weights": run.average.name(),
+            "weights": weights,
         }
         for name, score in scores.items()
     }

@@ -64,9 +64,10 @@ def begun(tick: Tick) -> bool:
 @dataclass(kw_only=True, slots=True)
 class LateConfig:
     """The slot. share: of the budget, at its end; rate: the learning-rate multiplier there. sees_rounding: whether its
-    forward passes are those that QAT rounds."""
+    forward passes are those that QAT rounds. needs_average: whether it is nothing without averaged weights."""
 
     sees_rounding: ClassVar[bool] = True
+    needs_average: ClassVar[bool] = False
 
     share: float
     rate: float
@@ -100,11 +101,17 @@ class Replay(Late):
     def __init__(self, config: ReplayConfig):
         self.config, self.share = config, config.share
         self.seen: deque[State] = deque(maxlen=config.count)
+        self.shape: Shape | None = None  # of what was seen
         self.played = 0
 
     def batch(self, loader: Loader, shape: Shape, tick: Tick) -> tuple[Tensor, Tensor]:
+        if shape != self.shape:  # positions of other rows are positions of other text
+            self.seen.clear()
+            self.shape = shape
         if begun(tick) and self.seen:
-            loader.seek(self.seen[self.played % len(self.seen)])
+            wanted = self.seen[self.played % len(self.seen)]
+            if loader.state() != wanted:  # only where the row of batches begins again, if they are neighbours
+                loader.seek(wanted)
             self.played += 1
         elif self.config.start.reached(tick):
             self.seen.append(loader.state())
@@ -114,11 +121,13 @@ class Replay(Late):
         return self.config.rate if begun(tick) else usual
 
     def state(self) -> dict[str, Any]:
-        return {"seen": list(self.seen), "played": self.played}
+        shape = None if self.shape is None else [self.shape.sequences, self.shape.length]
+        return {"seen": list(self.seen), "shape": shape, "played": self.played}
 
     def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.seen.clear()
         self.seen.extend(state["seen"])
+        self.shape = None if state["shape"] is None else Shape(*state["shape"])
         self.played = state["played"]
 
 
@@ -131,6 +140,7 @@ class DistillConfig(LateConfig):
     + (1 - weight) * NLL, both a mean over tokens (PR 401, whose KL was a sum over each row's tokens)."""
 
     sees_rounding: ClassVar[bool] = False
+    needs_average: ClassVar[bool] = True
 
     weight: float
     temperature: float

@@ -19,7 +19,7 @@ from golf.config import Budget, Run
 from golf.curriculum import Batches
 from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
-from golf.late import Late
+from golf.late import Late, begun
 from golf.ledger import Ledger
 from golf.losses import Loss
 from golf.models.kernels import Backend, choose_backend
@@ -130,7 +130,6 @@ def train(
     dtype = pick_precision(run.compute.precision, ranks.device)
     backend = choose_backend(run.compute.attention, ranks.device, run.model.mixer.kernel_channels(run.model.dim))
     sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
-    sinks.note(f"scores and the artifact take the {run.average.name()}")
     model = run.model.build().to(ranks.device)
     model.compute_dtype, model.attend, model.loss = dtype, backend.attend, Loss(run.loss)
     scoring = Scoring(run.eval, prepared, ranks)
@@ -194,7 +193,7 @@ def train(
             stage = model.stage(tick.progress)
             rows = batches.rows(shape)
             gradients = partial(accumulate, forward, x_BT.to(ranks.device), y_BT.to(ranks.device), rows, stage)
-            nll = optimizer.differentiate(gradients, stage)
+            nll = optimizer.differentiate(gradients, (stage, begun(tick)))
             multiplier = late.multiplier(run.schedule(tick), tick)
             optimizer.step(multiplier, tick)
             averager.update(weights_of(model), tick)
@@ -262,6 +261,8 @@ def warm_up(
     forwards: list[Forward], optimizer: Optimizer, batches: Batches, run: Run, device: torch.device, *, stages: int
 ) -> None:
     """Compile forward and backward of every pass, stage and shape on made-up tokens: no text read, no weight moved."""
+    graphs = len(forwards) * len(batches.forwards()) * stages
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
     generator = torch.Generator(device).manual_seed(0)
     for shape in batches.forwards():
         size = (shape.sequences, shape.length)

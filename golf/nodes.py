@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ def plain(value: Any, *, operational: bool = True) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item, operational=operational) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def configs(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(key path, dataclass) of every config in a typed configuration, itself first."""
+    if dataclasses.is_dataclass(node):
+        yield path, node
+        members = [(item.name, getattr(node, item.name)) for item in dataclasses.fields(node)]
+    else:
+        members = list(node.items()) if isinstance(node, dict) else []
+    for name, member in members:
+        yield from configs(member, f"{path}.{name}".lstrip("."))
 
 
 def without_nulls(node: Any) -> Any:

@@ -58,7 +58,8 @@ class QAT:
 def rounding_formats(model: LM, quant: QuantConfig) -> dict[str, FormatConfig]:
     """parameter name -> format, for what the artifact holds as integers. Raises UserError where that is nothing."""
     formats = {name: quant.formats[entry] for name, entry in quant.assign(model.stored_roles()).items()}
-    rounding = {name: chosen for name, chosen in formats.items() if chosen.rounds}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    rounding = {name: chosen for name, chosen in formats.items() if chosen.rounds(shapes[name])}
     if not rounding:
         raise UserError("qat: this quantiser stores no integers; take another quant, or leave qat out (qat=null)")
     return rounding

@@ -55,6 +55,9 @@ class Constant(Schedule):
     def __call__(self, tick: Tick) -> float:
         return self.value
 
+    def decay(self, tick: Tick) -> float:
+        return 1.0
+
 
 @dataclass(kw_only=True, slots=True)
 class Warmdown(Schedule):

@@ -1,11 +1,9 @@
 """What changes during a run, known before it: schedules, switches and batches at every moment, as a table and plot."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -14,6 +12,7 @@ from golf.config import Run
 from golf.late import Late, begun
 from golf.loop import SETTLED_STEPS, LoopState, as_it_is, tick_of
 from golf.models.lm import LM
+from golf.nodes import configs
 from golf.schedules import Schedule, Start, Switch, Tick
 
 IMAGINED_STEPS = 1000  # of a run on the wall clock that no number of steps limits
@@ -36,9 +35,12 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """steps: optimizer steps taken at each moment; the learning rate's multiplier is always there, the first."""
+    """steps: optimizer steps taken at each moment, the last the one before the end; total: steps of the run; imagined:
+    whether nothing says how many. The learning rate's multiplier is always there, the first track."""
 
     steps: list[int]
+    total: int
+    imagined: bool
     tracks: list[Track]
 
 
@@ -46,7 +48,7 @@ def timeline(run: Run, model: LM) -> Timeline:
     """Look at a run without running it; a run on the wall clock as if every step took the same time."""
     late = Late() if run.late is None else run.late.build(model, as_it_is)
     steps = run.budget.max_steps or IMAGINED_STEPS
-    at = sorted({round(i * steps / MOMENTS) for i in range(MOMENTS + 1)})
+    at = sorted({round(i * (steps - 1) / MOMENTS) for i in range(MOMENTS + 1)})
     ticks = [run.schedule.at(_tick(run, step, steps, late.share)) for step in at]
     batches = run.batches(run.launch.nproc)
     tracks = [Track(RATE, [late.multiplier(run.schedule(tick), tick) for tick in ticks], False)]
@@ -55,7 +57,7 @@ def timeline(run: Run, model: LM) -> Timeline:
     tracks.append(Track("tokens a row", [batches.at(tick).length for tick in ticks], True))
     tracks.append(Track("stage of the stack", [model.stage(tick.progress) + 1 for tick in ticks], True))
     tracks.append(Track("late stage", [float(late.share > 0 and begun(tick)) for tick in ticks], True))
-    return Timeline(at, [track for track in tracks if track.name == RATE or track.changes])
+    return Timeline(at, steps, run.budget.max_steps is None, [track for track in tracks if track.name == RATE or track.changes])
 
 
 def _tick(run: Run, step: int, steps: int, late_share: float) -> Tick:
@@ -67,24 +69,11 @@ def _tick(run: Run, step: int, steps: int, late_share: float) -> Tick:
 
 def _scheduled(run: Run) -> Iterator[tuple[str, Callable[[Tick], float], bool]]:
     """(name, value at a tick, whether it jumps) of every schedule and start in the configuration but the rate's."""
-    for path, part in _parts(run, ""):
+    for path, part in configs(run):
         if isinstance(part, Schedule) and not path.startswith("schedule"):
             yield _short(path), part, isinstance(part, Switch)
         elif isinstance(part, Start) and not path.endswith("strength.start"):
             yield _short(path), Switch(start=part), True
-
-
-def _parts(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every dataclass in a configuration with its key path."""
-    if isinstance(node, dict):
-        members = list(node.items())
-    elif dataclasses.is_dataclass(node):
-        yield path, node
-        members = [(item.name, getattr(node, item.name)) for item in dataclasses.fields(node)]
-    else:
-        return
-    for name, member in members:
-        yield from _parts(member, f"{path}.{name}".lstrip("."))
 
 
 def _short(path: str) -> str:
@@ -99,14 +88,15 @@ def stages(found: Timeline) -> Table:
     """One row for each stretch between jumps: what holds in it, and from where to where the rest goes."""
     jumping, gliding = ([t for t in found.tracks if t.stepped == stepped] for stepped in (True, False))
     states = list(zip(*(track.values for track in jumping), strict=True)) or [()] * len(found.steps)
-    cuts = [0, *(i for i in range(1, len(states)) if states[i] != states[i - 1]), len(states) - 1]
-    table = Table(title="stages", title_justify="left")
+    cuts = [0, *(i for i in range(1, len(states)) if states[i] != states[i - 1]), len(states)]
+    title = f"stages, if {found.total:,} steps fit into the time" if found.imagined else "stages"
+    table = Table(title=title, title_justify="left")
     for name in ("steps", *(track.name for track in [*gliding, *jumping])):
         table.add_column(name, justify="right", overflow="fold")
     for first, end in itertools.pairwise(cuts):
-        last = end - 1 if end < len(states) - 1 else end
-        reached = [f"{found.steps[first]:,}-{found.steps[end]:,}"]
-        reached += [_span(track.values[first], track.values[last]) for track in gliding]
+        until = found.steps[end] if end < len(states) else found.total
+        reached = [f"{found.steps[first]:,}-{until:,}"]
+        reached += [_span(track.values[first], track.values[end - 1]) for track in gliding]
         table.add_row(*reached, *(_number(track.values[first]) for track in jumping))
     return table
 

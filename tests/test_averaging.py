@@ -131,9 +131,11 @@ def test_averages_are_fp32_and_never_the_weights_to_come(name: str) -> None:
 
 
 def test_names_say_what_is_averaged() -> None:
-    names = {name: composed("track=h100x8", f"average={name}").average.name() for name in NAMES}
-    assert names["ema_swa"] == "SWA every 50 of EMA over 333 steps" and names["none"] == "last weights"
-    assert names["ema_plain"] == "EMA over 333 steps, first weights kept"
+    """What has been taken, not what was asked for."""
+    assert walked(NoAverageConfig())[0].name() == "last weights"
+    assert walked(swa(), steps=10)[0].name() == "last weights", "nothing was taken yet"
+    assert walked(swa(EMA))[0].name() == "SWA of 2 x EMA over 4 steps"
+    assert walked(EMAConfig(horizon_steps=4, bias_correction=False))[0].name() == "EMA over 4 steps, first weights kept"
 
 
 @pytest.fixture

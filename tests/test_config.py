@@ -44,7 +44,7 @@ def test_every_yaml_composes_types_and_begins_with_a_comment(path: Path) -> None
 def test_composed_nodes_hold_all_fields(path: Path) -> None:
     for where, node in targets(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
         fields = {field.name for field in dataclasses.fields(get_class(node["_target_"]))}
-        composed_elsewhere = {"codec", "embed", "mixer", "mlp", "residual", "stack", "linear", "head"}
+        composed_elsewhere = {"codec", "embed", "mixer", "mlp", "residual", "stack", "linear", "head", "weight_decay"}
         assert fields - composed_elsewhere <= set(node), f"{path.name}{where} leaves out fields"
 
 
@@ -201,7 +201,7 @@ def test_a_new_field_at_its_null_default_leaves_fingerprints() -> None:
 def test_identity_is_the_whole_run_but_for_a_pinned_list() -> None:
     fields = {field.name for field in dataclasses.fields(Run)}
     assert fields >= NOT_IDENTITY
-    node = identity(compose(["loss=z_loss"]), "d")
+    node = identity(compose(["loss=z_loss", "qat=late", "late=replay", "curriculum=[length]"]), "d")
     assert set(node) == fields - NOT_IDENTITY | {"_target_"} and "codec" not in node["quant"]
 
 

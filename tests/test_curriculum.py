@@ -79,7 +79,8 @@ def test_what_cannot_be_cut_is_said(curriculum: dict[str, CurriculumConfig], wor
 
 
 @pytest.mark.parametrize("track", ["tiny", "laptop", "h100x1", "h100x8"])
-def test_the_curricula_of_conf_fit_every_track(track: str) -> None:
-    run = composed(f"track={track}", "curriculum=[length,batch]", "experiment=pr584_baseline")
+@pytest.mark.parametrize("experiment", ["baseline_naive", "pr584_baseline", "pr401_v2"])
+def test_the_curricula_of_conf_fit_every_track(track: str, experiment: str) -> None:
+    run = composed(f"track={track}", "curriculum=[length,batch]", f"experiment={experiment}")
     batches = run.batches(run.launch.nproc)
     assert len(batches.shapes) >= 4 and batches.shapes[-1].tokens == run.batch.tokens_per_step

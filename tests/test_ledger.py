@@ -17,3 +17,10 @@ def test_calibration_on_text_of_its_own_does_not() -> None:
     ledger.add("train", 600.0, ("train",))
     ledger.add("calibrate", 14.0, ())
     assert ledger.counted() == 600.0
+
+
+def test_scoring_the_text_that_was_trained_on_is_no_training() -> None:
+    ledger = Ledger()
+    ledger.add("train", 600.0, ("val",))
+    ledger.add("eval", 90.0, ("val",))
+    assert ledger.counted() == 600.0

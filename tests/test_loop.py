@@ -367,7 +367,7 @@ def test_warm_up_moves_nothing(toy: Callable[..., Run]) -> None:
     run = toy()
     model = run.model.build()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    warm_up(model, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"), stages=1)
+    warm_up([model], run.optimizer.build(model, torch.float32), run.batches(1), run, torch.device("cpu"), stages=1)
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
 
 
@@ -377,7 +377,7 @@ def test_a_loop_joins_at_its_part_of_training(toy: Callable[..., Run], job: Call
     model, seen = run.model.build(), []
     forward = model.stack.forward
     model.stack.forward = lambda x, context: seen.append(context.stage) or forward(x, context)
-    warm_up(model, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"), stages=3)
+    warm_up([model], run.optimizer.build(model, torch.float32), run.batches(1), run, torch.device("cpu"), stages=3)
     assert seen == [0, 0, 1, 1, 2, 2]
     one = job("model/stack=recurrence_progressive", "model/auxiliary=mtp")
     one.go()

@@ -4,7 +4,7 @@ Several ranks hold the same weights and each its own gradients; the optimizer av
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -117,7 +117,7 @@ class Optimizer:
     def __init__(self, config: OptimizerConfig, model: nn.Module, dtype: torch.dtype, ranks: Ranks = ALONE):
         self.config, self.ranks = config, ranks
         self.parameters = dict(model.named_parameters())
-        self.used: dict[int, list[nn.Parameter]] = {}  # by stage
+        self.used: dict[Hashable, list[nn.Parameter]] = {}  # by stage
         factors = config.factors(model)
         members: dict[tuple[str, float], dict[str, nn.Parameter]] = defaultdict(dict)
         for name, owner in config.assign(model).items():
@@ -133,10 +133,10 @@ class Optimizer:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def differentiate(self, closure: Callable[[], Tensor], stage: int = 0) -> Tensor:
+    def differentiate(self, closure: Callable[[], Tensor], stage: Hashable = 0) -> Tensor:
         """Fill this rank's gradients by `closure`, which adds them up and returns the loss; returns the loss.
 
-        stage: what of the model is in use, a number that stands for the same parameters in every step.
+        stage: what of the model is in use, anything that stands for the same parameters in every step.
         """
 
         def evaluate() -> Tensor:
@@ -148,7 +148,7 @@ class Optimizer:
         ascent = self.config.ascent
         return evaluate() if ascent is None else ascent.differentiate(evaluate, [*self.parameters.values()], self.ranks)
 
-    def _complete(self, stage: int) -> None:
+    def _complete(self, stage: Hashable) -> None:
         """Zeros where this rank left out a gradient that another has, so that all ranks average the same list. What no
         rank uses has no gradient, so that no group moves or decays it before its time."""
         if stage not in self.used:

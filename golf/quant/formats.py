@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +16,7 @@ Parts = dict[str, Tensor]
 
 @dataclass(kw_only=True, slots=True)
 class FormatConfig:
-    """The slot. encode is pure; decode(encode(w)) has w's shape, in fp32. rounds: to integers, so that training may
-    see it."""
-
-    rounds: ClassVar[bool] = False
+    """The slot. encode is pure; decode(encode(w)) has w's shape, in fp32."""
 
     def encode(self, w: Tensor) -> Parts:
         raise NotImplementedError
@@ -31,6 +27,10 @@ class FormatConfig:
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Part -> (type, shape) of what encode gives for a tensor of this shape: what a reader may expect."""
         raise NotImplementedError
+
+    def rounds(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape becomes integers, which training may want to see."""
+        return False
 
     def predict_bits(self, shape: tuple[int, ...]) -> float:
         """Bits that a tensor of this shape will take before the codec's own overhead, for plans."""
@@ -73,8 +73,6 @@ class RowIntConfig(FormatConfig):
     (upstream's int8 rule has 1/127; null: none). half_below: tensors of at most so many elements stay fp16.
     """
 
-    rounds: ClassVar[bool] = True
-
     bits: int
     clip_quantile: float | None
     scale_floor: float | None
@@ -116,6 +114,9 @@ class RowIntConfig(FormatConfig):
         top_in_sigmas = math.sqrt(2 * math.log(max(cols, 2)))
         entropy = math.log2(math.sqrt(2 * math.pi * math.e) * self.limit / top_in_sigmas)
         return count * max(entropy, 0.5) + rows * 16
+
+    def rounds(self, shape: tuple[int, ...]) -> bool:
+        return not self._half(shape)
 
     def _half(self, shape: tuple[int, ...]) -> bool:
         return len(shape) < 2 or (self.half_below is not None and math.prod(shape) <= self.half_below)

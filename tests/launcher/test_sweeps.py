@@ -62,7 +62,8 @@ def test_the_dry_run_shows_sizes_states_and_what_is_over_the_cap(door: Door, toy
 def test_plans_are_shown_once_a_row(door: Door, toy_folder: Path, tmp_path: Path) -> None:
     toy = toy_overrides(toy_folder, [f"outputs={tmp_path}", "plan=true"])
     code, shown = door("-m", *toy, "quant=int6,int8", "seed=1,2")
-    assert code == 0 and shown.count("parameters by part") == 2 and not list(tmp_path.iterdir())
+    assert code == 0 and shown.count("parameters by part") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["plans"] and not list(tmp_path.glob("**/*.json"))
 
 
 def start(folder: Path, outputs: Path, *extra: str) -> subprocess.Popen:
