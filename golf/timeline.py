@@ -57,7 +57,9 @@ def timeline(run: Run, model: LM) -> Timeline:
     tracks.append(Track("tokens a row", [batches.at(tick).length for tick in ticks], True))
     tracks.append(Track("stage of the stack", [model.stage(tick.progress) + 1 for tick in ticks], True))
     tracks.append(Track("late stage", [float(late.share > 0 and begun(tick)) for tick in ticks], True))
-    return Timeline(at, steps, run.budget.max_steps is None, [track for track in tracks if track.name == RATE or track.changes])
+    return Timeline(
+        at, steps, run.budget.max_steps is None, [track for track in tracks if track.name == RATE or track.changes]
+    )
 
 
 def _tick(run: Run, step: int, steps: int, late_share: float) -> Tick:

@@ -39,7 +39,9 @@ def batch(run: Run, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("quant", QUANTS)
 def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: int, toy: Toy) -> None:
     entry = "int6" if quant == "int6" else "int8"
-    run = toy(f"quant={quant}", f"quant.formats.{entry}.bits={bits}", "qat=late")
+    run = toy(
+        f"quant={quant}", f"quant.formats.{entry}.bits={bits}", f"quant.formats.{entry}.half_below=null", "qat=late"
+    )
     model = moved(run)
     roles = model.stored_roles()
     weights = weights_of(model)

@@ -204,11 +204,11 @@ def test_a_loop_may_not_cross_into_the_lanes() -> None:
 
 def test_compiled_stages_are_the_ones_that_train(toy: Callable[..., Run]) -> None:
     """After the warm-up no step compiles again, whatever layout the loader's batch has."""
-    run = toy("model/stack=recurrence_progressive", "model.layers=4")
+    run = toy("model/stack=recurrence_progressive", "model.layers=4", "batch.max_microbatch_sequences=2")
     model, count = built(run), CompileCounter()
     torch.compiler.reset()
     forward = torch.compile(model, dynamic=False, backend=count)
-    warm_up(forward, run.optimizer.build(model, torch.float32), 2, run, torch.device("cpu"), stages=3)
+    warm_up([forward], run.optimizer.build(model, torch.float32), run.batches(1), run, torch.device("cpu"), stages=3)
     assert count.frame_count == 3
     ids = torch.randint(run.model.vocab_size, (4, run.batch.sequence_length + 1))
     for stage in (0, 0, 1, 2):
