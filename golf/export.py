@@ -53,7 +53,8 @@ def export(
     if not averager.identity:
         with ledger.phase("eval", run.eval.split), averager.applied(model):
             pre_quant = scoring.score(model)
-    sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb ({averager.name()}; last weights {raw.bpb:.4f})")
+    raw_too = "" if averager.identity else f" (last weights {raw.bpb:.4f})"
+    sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb of the {averager.name()}{raw_too}")
 
     # ---------------------------------------------------------------- the artifact, written and read back
     if ranks.first:
