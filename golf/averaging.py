@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from golf.checkpoint import pack, unpack
 from golf.fields import between, positive
 from golf.schedules import Start, Tick
 
@@ -47,11 +48,11 @@ class Averager:
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the context the model holds the averaged weights; afterwards its own, bit for bit."""
         own = {name: weight.clone() for name, weight in weights_of(model).items()}
-        _assign(model, self.averages(own))
+        assign(model, self.averages(own))
         try:
             yield
         finally:
-            _assign(model, own)
+            assign(model, own)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -59,7 +60,8 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _assign(model: nn.Module, weights: Weights) -> None:
+def assign(model: nn.Module, weights: Weights) -> None:
+    """Give the model these weights, each in the type of its parameter."""
     for name, weight in weights_of(model).items():
         weight.copy_(weights[name])
 
@@ -159,10 +161,10 @@ class Snapshots(Averager):
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        return {f"of/{name}": tensor for name, tensor in self.of.state().items()}
+        return pack({"of": self.of.state()})
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.of.load({key.removeprefix("of/"): t for key, t in state.items() if key.startswith("of/")})
+        self.of.load(unpack(state, "of"))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -216,13 +218,12 @@ class SWA(Snapshots):
         return {name: mean.lerp(last[name].float(), share) for name, mean in self.mean.items()}
 
     def state(self) -> dict[str, Tensor]:
-        mean = {f"mean/{name}": tensor for name, tensor in self.mean.items()}
-        return super().state() | mean | {"taken": torch.tensor(self.taken)}
+        return super().state() | pack({"mean": self.mean}) | {"taken": torch.tensor(self.taken)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
         self.taken = int(state["taken"])
-        self.mean = {key.removeprefix("mean/"): t.clone() for key, t in state.items() if key.startswith("mean/")}
+        self.mean = {name: tensor.clone() for name, tensor in unpack(state, "mean").items()}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -249,6 +250,7 @@ class LAWA(Snapshots):
 
     def __init__(self, of: Averager, start: Start, every_steps: int, count: int):
         super().__init__(of, start, every_steps)
+        self.count = count
         self.kept: deque[dict[str, Tensor]] = deque(maxlen=count)
 
     @property
@@ -267,18 +269,14 @@ class LAWA(Snapshots):
         return {name: torch.stack([snapshot[name] for snapshot in self.kept]).mean(dim=0) for name in self.kept[0]}
 
     def state(self) -> dict[str, Tensor]:
-        kept = {f"kept/{i}/{name}": t for i, snapshot in enumerate(self.kept) for name, t in snapshot.items()}
-        return super().state() | kept
+        return super().state() | pack({f"kept{i}": snapshot for i, snapshot in enumerate(self.kept)})
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
         self.kept.clear()
-        snapshots: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
-            if key.startswith("kept/"):
-                _, index, name = key.split("/", 2)
-                snapshots.setdefault(int(index), {})[name] = tensor.clone()
-        self.kept.extend(snapshots[index] for index in sorted(snapshots))
+        for index in range(self.count):
+            if snapshot := unpack(state, f"kept{index}"):
+                self.kept.append({name: tensor.clone() for name, tensor in snapshot.items()})
 
 
 def _source(config: AverageConfig | None) -> AverageConfig:

@@ -1,8 +1,5 @@
 """Checks that cross the nodes of a configuration, made before any process is started, data read or device touched."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 
 from golf.averaging import NoAverageConfig
@@ -11,7 +8,7 @@ from golf.dist import pick_device
 from golf.errors import UserError
 from golf.late import LateConfig
 from golf.models.kernels import choose_backend
-from golf.nodes import configs, plain
+from golf.nodes import configs
 from golf.qat import rounding_formats
 from golf.schedules import Start, Tick
 from golf.tokens.prepare import Prepared
@@ -66,14 +63,6 @@ def _check_late(run: Run, late: LateConfig) -> None:
         raise UserError(f"late.share={late.share} of {steps} steps is none; try late.share={1 / steps:.2g}")
 
 
-def _named(name: str, node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """(key path, value) of every field of this name."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if key == name:
-            yield f"{path}.{key}", value
-        yield from _named(name, value, f"{path}.{key}")
-
-
 def check_data(run: Run, prepared: Prepared) -> None:
     """Raise UserError where what was prepared does not suit the model."""
     if prepared.vocab_size != run.model.vocab_size:
@@ -81,10 +70,11 @@ def check_data(run: Run, prepared: Prepared) -> None:
             f"model.vocab_size={run.model.vocab_size}: the tokenizer of data={prepared.corpus} has "
             f"{prepared.vocab_size} tokens; leave model.vocab_size out, or set data.vocab_size={run.model.vocab_size}"
         )
-    for key, bos_id in _named("bos_id", plain(run.model), "model"):
+    for path, part in configs(run.model, "model"):
+        bos_id = getattr(part, "bos_id", None)
         if bos_id is not None and bos_id != prepared.bos_id:
             raise UserError(
-                f"{key}={bos_id}: documents of data={prepared.corpus} begin with {prepared.bos_id}; set that"
+                f"{path}.bos_id={bos_id}: documents of data={prepared.corpus} begin with {prepared.bos_id}; set that"
             )
     shapes = run.batches(run.launch.nproc).shapes
     needed = max(run.loader.tokens_needed(shape.sequences, shape.length) for shape in shapes)

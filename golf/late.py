@@ -13,20 +13,21 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from golf.averaging import Averager, weights_of
+from golf.averaging import Averager, assign, weights_of
 from golf.curriculum import Shape
 from golf.fields import between, positive
-from golf.models.lm import LM, NLL
+from golf.losses import NLL
+from golf.models.lm import LM, Forward
 from golf.schedules import Start, Tick
 from golf.tokens.loader import Loader, State
-
-Forward = Callable[..., dict[str, Tensor]]
 
 
 class Late:
     """What a late stage changes; the base class is the null object, which has no late stage and changes nothing."""
 
-    share = 0.0  # of the budget, at its end
+    def __init__(self, config: "LateConfig | None" = None):
+        self.share = 0.0 if config is None else config.share  # of the budget, at its end
+        self.rate = None if config is None else config.rate
 
     def batch(self, loader: Loader, shape: Shape, tick: Tick) -> tuple[Tensor, Tensor]:
         """This rank's rows of the step at `tick`, x_BT and y_BT."""
@@ -38,7 +39,7 @@ class Late:
 
     def multiplier(self, usual: float, tick: Tick) -> float:
         """The learning-rate multiplier of the step at `tick`."""
-        return usual
+        return usual if self.rate is None or not begun(tick) else self.rate
 
     def forwards(self) -> list[Forward]:
         """The passes of its own, for the warm-up of compiled ones."""
@@ -72,6 +73,10 @@ class LateConfig:
     share: float
     rate: float
 
+    def __post_init__(self) -> None:
+        between(1e-6, 0.5, share=self.share)
+        positive(rate=self.rate)
+
     def build(self, model: LM, compiled: Callable[[nn.Module], Forward]) -> Late:
         raise NotImplementedError
 
@@ -88,8 +93,8 @@ class ReplayConfig(LateConfig):
     count: int
 
     def __post_init__(self) -> None:
-        between(1e-6, 0.5, share=self.share)
-        positive(rate=self.rate, count=self.count)
+        LateConfig.__post_init__(self)
+        positive(count=self.count)
 
     def build(self, model: LM, compiled: Callable[[nn.Module], Forward]) -> "Replay":
         return Replay(self)
@@ -99,7 +104,8 @@ class Replay(Late):
     """Remembers positions in the data, not the data."""
 
     def __init__(self, config: ReplayConfig):
-        self.config, self.share = config, config.share
+        super().__init__(config)
+        self.start = config.start
         self.seen: deque[State] = deque(maxlen=config.count)
         self.shape: Shape | None = None  # of what was seen
         self.played = 0
@@ -113,12 +119,9 @@ class Replay(Late):
             if loader.state() != wanted:  # only where the row of batches begins again, if they are neighbours
                 loader.seek(wanted)
             self.played += 1
-        elif self.config.start.reached(tick):
+        elif self.start.reached(tick):
             self.seen.append(loader.state())
         return super().batch(loader, shape, tick)
-
-    def multiplier(self, usual: float, tick: Tick) -> float:
-        return self.config.rate if begun(tick) else usual
 
     def state(self) -> dict[str, Any]:
         shape = None if self.shape is None else [self.shape.sequences, self.shape.length]
@@ -146,9 +149,9 @@ class DistillConfig(LateConfig):
     temperature: float
 
     def __post_init__(self) -> None:
-        between(1e-6, 0.5, share=self.share)
+        LateConfig.__post_init__(self)
         between(0, 1, weight=self.weight)
-        positive(rate=self.rate, temperature=self.temperature)
+        positive(temperature=self.temperature)
 
     def build(self, model: LM, compiled: Callable[[nn.Module], Forward]) -> "Distill":
         return Distill(self, model, compiled)
@@ -158,7 +161,7 @@ class Distill(Late):
     """The teacher is a second model; it is filled when the stage begins."""
 
     def __init__(self, config: DistillConfig, model: LM, compiled: Callable[[nn.Module], Forward]):
-        self.config, self.share = config, config.share
+        super().__init__(config)
         self.pair = Taught(model, config.weight, config.temperature)
         self.taught = compiled(self.pair)
         self.filled = False
@@ -169,9 +172,6 @@ class Distill(Late):
         if not self.filled:
             self._fill(averager.averages(weights_of(self.pair.student)))
         return self.taught
-
-    def multiplier(self, usual: float, tick: Tick) -> float:
-        return self.config.rate if begun(tick) else usual
 
     def forwards(self) -> list[Forward]:
         return [self.taught]
@@ -184,8 +184,7 @@ class Distill(Late):
             self._fill(tensors)
 
     def _fill(self, weights: dict[str, Tensor]) -> None:
-        for name, weight in weights_of(self.pair.teacher).items():
-            weight.copy_(weights[name])
+        assign(self.pair.teacher, weights)
         self.filled = True
 
 

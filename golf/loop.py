@@ -4,7 +4,7 @@ import itertools
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from golf.late import Late, begun
 from golf.ledger import Ledger
 from golf.losses import Loss
 from golf.models.kernels import Backend, choose_backend
-from golf.models.lm import LM
+from golf.models.lm import LM, Forward
 from golf.optim.optimizer import Optimizer
 from golf.qat import QAT
 from golf.rundir import RunDir
@@ -33,7 +33,6 @@ from golf.sinks import Sink
 from golf.tokens.loader import Loader
 from golf.tokens.prepare import Prepared
 
-Forward = Callable[..., dict[str, Tensor]]
 RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
 SETTLED_STEPS = 5  # before so many there is no estimate: the first may have waited for a compiler
 

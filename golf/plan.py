@@ -106,8 +106,8 @@ def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str
     if prepared is not None:
         sizes = ", ".join(f"{name} {split.tokens:,}" for name, split in prepared.splits.items())
         data = f"{prepared.corpus}, {prepared.vocab_size} tokens in the vocabulary; tokens: {sizes}"
-    broken = {"ILLEGAL": "; ".join(broken_rules(run))} if broken_rules(run) else {}
-    return broken | {
+    broken = broken_rules(run)
+    return ({"ILLEGAL": "; ".join(broken)} if broken else {}) | {
         "data": data,
         "batch": f"{run.batch.tokens_per_step:,} tokens a step: {run.batch.sequences} sequences of "
         f"{run.batch.sequence_length}, {batches.rows(batches.full)} in a forward, on {run.launch.nproc} process(es)",

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from golf.errors import UserError
-from golf.models.lm import LM
+from golf.models.lm import LM, Forward
 from golf.quant.formats import FormatConfig
 from golf.quant.quantizer import QuantConfig
 from golf.schedules import Schedule, Tick
-
-Forward = Callable[..., dict[str, Tensor]]
 
 
 @dataclass(kw_only=True, slots=True)

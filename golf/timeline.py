@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from golf.config import Run
@@ -113,6 +112,8 @@ def _number(value: float) -> str:
 
 def plot(found: Timeline, title: str, path: Path) -> None:
     """Draw a timeline as a PNG: one narrow panel for each quantity."""
+    from matplotlib.figure import Figure  # here: every start of a run would wait for it
+
     count = len(found.tracks)
     figure = Figure(figsize=(8, 0.7 + 1.05 * count), layout="constrained")
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]

@@ -1,5 +1,6 @@
 """The language model shell: LM(embed, stack(blocks), head). Legend of the shapes: golf/models/slots.py."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +28,8 @@ from golf.models.slots import (
     named_parts,
 )
 from golf.roles import roles_of
+
+Forward = Callable[..., dict[str, Tensor]]  # ids_BT, targets_BT, stage -> named losses: a model, or what stands for it
 
 
 @dataclass(kw_only=True, slots=True)
