@@ -10,6 +10,11 @@ from golf.config import Run
 from golf.dist import pick_device
 from golf.errors import UserError
 
+# A process on a CPU keeps what a step frees, in huge pages: else each step has its tensors' pages made and zeroed anew.
+KEEP_MEMORY = ":".join(
+    f"glibc.malloc.{setting}" for setting in ("hugetlb=1", f"mmap_threshold={2**32}", f"trim_threshold={2**36}")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -19,9 +24,12 @@ class Slot:
     devices: tuple[str, ...] = ()
 
     def environment(self, run: Run) -> dict[str, str]:
-        """The variables that hold a run to this slot. launch.threads, where given, stands as it is."""
+        """The variables that hold a run to this slot. launch.threads, where given, stands as it is; so does what the
+        user says to glibc's allocator."""
         threads = run.launch.threads or max(1, self.cores // run.launch.nproc)
         variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": run.launch.wait_policy.upper()}
+        if pick_device(run.compute.device).type == "cpu":
+            variables["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)
         return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {})
 
 

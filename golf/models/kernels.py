@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from golf.errors import UserError
 from golf.models.slots import Attend
+from golf.models.tiled import tiled
 
-ATTENTION_BACKENDS = ("auto", "sdpa", "flex", "flash2", "flash3", "flash4")
+ATTENTION_BACKENDS = ("auto", "sdpa", "tiled", "flex", "flash2", "flash3", "flash4")
 FLASH_CHANNELS = 8  # flash kernels take heads of a multiple of so many channels
 
 
@@ -117,10 +118,10 @@ def choose_backend(asked: str, device: torch.device, channels: int | None = None
     """
     if asked == "flex" and device.type == "cpu":
         raise UserError("compute.attention=flex: torch can't train with it on a CPU; take compute.attention=sdpa")
-    if asked in ("sdpa", "flex"):
-        return Backend(asked, "asked for", {"sdpa": sdpa, "flex": flex}[asked])
+    if asked in ("sdpa", "tiled", "flex"):
+        return Backend(asked, "asked for", {"sdpa": sdpa, "tiled": tiled, "flex": flex}[asked])
     if asked == "auto" and device.type == "cpu":
-        return Backend("sdpa", "the only kernel for a CPU", sdpa)
+        return Backend("tiled", "the fastest kernel for a CPU", tiled)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if channels is not None and channels % FLASH_CHANNELS:
         if asked == "auto":

@@ -36,14 +36,26 @@ class RopeConfig:
         if self.reference_length is not None and tokens > self.reference_length and channels > 2:
             base *= (tokens / self.reference_length) ** (channels / (channels - 2))
         length = context.extra + tokens
-        return context.once(("rotary", channels, base), lambda: rotary_tables(length, channels, base, like))
+        return context.once(
+            ("rotary", channels, base), lambda: rotary_tables(length, channels, base, like.dtype, like.device)
+        )
 
 
-def rotary_tables(length: int, channels: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+# An operator: left open to torch.compile, the sines would be taken anew at each element that is turned.
+@torch.library.custom_op("golf::rotary_tables", mutates_args=())
+def rotary_tables(
+    length: int, channels: int, base: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos_T1J and sin_T1J for positions 0 .. length-1, J = channels / 2."""
-    exponents_J = torch.arange(0, channels, 2, dtype=torch.float32, device=like.device) / channels
-    angles_TJ = torch.arange(length, dtype=torch.float32, device=like.device)[:, None] * base**-exponents_J
-    return angles_TJ.cos()[:, None].to(like.dtype), angles_TJ.sin()[:, None].to(like.dtype)
+    exponents_J = torch.arange(0, channels, 2, dtype=torch.float32, device=device) / channels
+    angles_TJ = torch.arange(length, dtype=torch.float32, device=device)[:, None] * base**-exponents_J
+    return angles_TJ.cos()[:, None].to(dtype), angles_TJ.sin()[:, None].to(dtype)
+
+
+@rotary_tables.register_fake
+def _(length: int, channels: int, base: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    table_T1J = torch.empty(length, 1, channels // 2, dtype=dtype, device=device)
+    return table_T1J, torch.empty_like(table_T1J)
 
 
 def rotate(x_BTHC: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:

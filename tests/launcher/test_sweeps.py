@@ -164,9 +164,13 @@ def test_pools_give_no_device_twice() -> None:
     assert pool.take(3) is None and pool.take(1) == Slot(4, ("a",))
 
 
-def test_slots_name_their_devices_to_the_run(toy: Callable) -> None:
-    run = toy("launch.nproc=2")
-    assert Slot(8).environment(run) == {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "PASSIVE"}
+def test_slots_name_their_devices_to_the_run(toy: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = toy("launch.nproc=2", "compute.device=cpu")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    threads = {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert Slot(8).environment(run) == threads | {"GLIBC_TUNABLES": "glibc.malloc.check=3"}, "the user's word stands"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert "mmap_threshold" in Slot(8).environment(run)["GLIBC_TUNABLES"]
     assert Slot(8, ("3", "5")).environment(run)["CUDA_VISIBLE_DEVICES"] == "3,5"
     assert Slot(8).environment(toy("launch.threads=7"))["OMP_NUM_THREADS"] == "7"
     assert os.environ.get("CUDA_VISIBLE_DEVICES") is None

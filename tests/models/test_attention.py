@@ -12,6 +12,7 @@ from torch import Tensor
 from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
+from golf.models import tiled as tiles
 from golf.models.kernels import choose_backend, flex, sdpa, window_mask
 from golf.models.layers import layer_set
 from golf.models.norms import norm
@@ -67,13 +68,37 @@ def slow_attention(q: Tensor, k: Tensor, v: Tensor, seen_TT: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("kernel", [sdpa, flex], ids=["sdpa", "flex"])
+def tiled_by_three(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """tiles.tiled with tiles so small that a toy has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILE", 3)
+        return tiles.tiled(q, k, v, window)
+
+
+@pytest.mark.parametrize("kernel", [sdpa, tiled_by_three, flex], ids=["sdpa", "tiled", "flex"])
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 20])
 def test_kernels_see_the_window_and_nothing_else(kernel: Attend, window: int | None) -> None:
     q, k, v = qkv()
     reach = 99 if window is None else window
     seen = torch.tensor([[0 <= t - s <= reach for s in range(9)] for t in range(9)])
     torch.testing.assert_close(kernel(q, k, v, window), slow_attention(q, k, v, seen), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_tiles_have_the_gradients_of_the_whole(window: int | None) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 11, heads, 8, requires_grad=True) for heads in (6, 2, 2)]
+    upstream = torch.randn(2, 11, 6, 8)
+    tiled, whole = (torch.autograd.grad(kernel(*inputs, window), inputs, upstream) for kernel in (tiled_by_three, sdpa))
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_tiles_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", 5)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 11, 4, 8), torch.randn(2, 11, 2, 8), torch.randn(2, 11, 2, 8)
+    compiled = torch.compile(tiles.tiled, dynamic=False, fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v, 6), sdpa(q, k, v, 6), atol=1e-5, rtol=1e-5)
 
 
 def test_a_window_of_w_sees_w_and_itself() -> None:
@@ -147,7 +172,7 @@ def test_ntk_base_grows_beyond_the_reference_length_only() -> None:
 
 def test_partial_rotation_leaves_the_rest() -> None:
     x = torch.randn(1, 5, 2, 12)
-    tables = rotary_tables(5, 4, 100.0, x)
+    tables = rotary_tables(5, 4, 100.0, x.dtype, x.device)
     turned = rotate(x, tables)
     assert torch.equal(turned[..., 4:], x[..., 4:]) and not torch.allclose(turned[:, 1:, :, :4], x[:, 1:, :, :4])
     torch.testing.assert_close(turned[..., :4].norm(dim=-1), x[..., :4].norm(dim=-1))

@@ -19,6 +19,7 @@ from golf.models.lm import LM
 from golf.models.norms import norm
 from golf.models.rope import rotary_tables, rotate
 from golf.models.slots import Context, Frame, Heads, OutputPartConfig, ValuePartConfig
+from golf.models.tiled import tiled
 from golf.optim.optimizer import OptimizerConfig
 from golf.quant.formats import FloatConfig
 from golf.roles import roles_of
@@ -171,7 +172,7 @@ def test_baseline_against_its_definition(toy: Callable[..., Run]) -> None:
 def test_rotation_depends_on_distance_only() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 8)
-    tables = rotary_tables(12, 8, 100.0, q)
+    tables = rotary_tables(12, 8, 100.0, q.dtype, q.device)
     turned_q, turned_k = (rotate(t.expand(1, 12, 1, 8), tables)[0, :, 0] for t in (q, k))
     scores = turned_q @ turned_k.T
     assert torch.allclose(scores[3, 1], scores[9, 7], atol=1e-5) and torch.allclose(scores.diag(), (q * k).sum())
@@ -218,7 +219,7 @@ def test_value_and_output_parts_by_name_and_layer(toy: Callable[..., Run]) -> No
 
 def test_attention_backend_is_never_silently_another() -> None:
     cpu = torch.device("cpu")
-    assert choose_backend("auto", cpu).attend is sdpa
+    assert choose_backend("auto", cpu).attend is tiled
     with pytest.raises(ValueError, match=r"compute\.attention=flash3: not usable"):
         choose_backend("flash3", cpu)
 
