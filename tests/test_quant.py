@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from golf.artifact.codecs import CodecConfig, ZlibConfig, ZstdConfig
 from golf.artifact.file import MAGIC, PREFIX, config_classes, read_artifact, write_artifact
 from golf.compose import CONF, compose
 from golf.config import Run
@@ -78,29 +75,6 @@ def test_encode_is_pure() -> None:
     before = w_OI.clone()
     row_int().encode(w_OI)
     assert torch.equal(w_OI, before)
-
-
-@settings(max_examples=40, deadline=None)
-@given(raw=st.binary(max_size=2000), name=st.sampled_from(CODECS))
-def test_codecs_are_lossless(raw: bytes, name: str) -> None:
-    codec = {"zlib": ZlibConfig(level=9), "zstd": ZstdConfig(level=22)}[name]
-    assert codec.decode(codec.encode(raw), len(raw)) == raw
-    for wrong in (len(raw) + 1, len(raw) - 1):
-        if wrong >= 0:
-            with pytest.raises(ValueError):
-                codec.decode(codec.encode(raw), wrong)
-
-
-@pytest.mark.parametrize("codec", [ZlibConfig(level=9), ZstdConfig(level=3)], ids=["zlib", "zstd"])
-def test_a_bomb_does_not_unpack(codec: CodecConfig) -> None:
-    with pytest.raises(ValueError):
-        codec.decode(codec.encode(bytes(50_000_000)), 10)
-
-
-def test_a_missing_codec_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"codec=zstd: .*codec=zlib"):
-        ZstdConfig(level=3).check()
 
 
 @pytest.fixture(params=[(quant, None) for quant in QUANTS] + [("int6", codec) for codec in CODECS])

@@ -1,14 +1,13 @@
 """The artifact: one file that holds a quantised model and all that is needed to rebuild it. Nothing is unpickled.
 
 Layout: magic, sha256 of all that follows, length of the header, the header (JSON, deflated), the payload (every part
-of every tensor in table order, little-endian, through the codec). The header's `_target_`s may name nothing but
+of every tensor in table order, through the codec). The header's `_target_`s may name nothing but
 golf's own config classes, taken from a list that is made here, so that a file can't import a module.
 """
 
 import hashlib
 import importlib
 import json
-import math
 import os
 import pkgutil
 import struct
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from golf.artifact.codecs import CodecConfig
+from golf.artifact.sections import Section
 from golf.errors import UserError
 from golf.models.lm import LM, LMConfig
 from golf.nodes import plain, rebuild
@@ -31,7 +30,7 @@ from golf.roles import roles_of
 
 T = TypeVar("T")
 
-MAGIC = b"GOLFART1"
+MAGIC = b"GOLFART2"
 PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 16_000_000
 MAX_LAYERS = 4096
@@ -82,18 +81,23 @@ def write_artifact(
         [name, tensor.format, [[part, _dtype_name(value), list(value.shape)] for part, value in tensor.parts.items()]]
         for name, tensor in stored.items()
     ]
-    payload = b"".join(_to_bytes(value) for tensor in stored.values() for value in tensor.parts.values())
+    values = [value for tensor in stored.values() for value in tensor.parts.values()]
+    sections = [
+        Section(f"{name}/{part}", value.dtype, tuple(value.shape))
+        for name, tensor in stored.items()
+        for part, value in tensor.parts.items()
+    ]
     header = {
         "model": plain(model),
         "weights": weights,
         "formats": {name: plain(quant.formats[name]) for name in used},
         "codec": plain(codec),
         "tensors": tensors,
-        "payload_bytes": len(payload),
+        "payload_bytes": sum(section.size_bytes for section in sections),
         "tokenizer_sha256": tokenizer,
     }
     packed = zlib.compress(json.dumps(header, sort_keys=True, separators=(",", ":")).encode(), 9)
-    rest = packed + codec.encode(payload)
+    rest = packed + codec.encode(values, sections)
     digest = hashlib.sha256(struct.pack("<I", len(packed)) + rest).digest()
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(PREFIX.pack(MAGIC, digest, len(packed)) + rest)
@@ -132,11 +136,12 @@ def _parse(blob: bytes) -> Artifact:
     tensors = {name: (format_name, parts) for name, format_name, parts in header["tensors"]}
     shell = _shell(model, tensors)
     table = _checked_table(shell, formats, tensors)
-    size = sum(math.prod(shape) * dtype.itemsize for parts in table.values() for dtype, shape in parts.values())
+    sections = [Section(f"{name}/{part}", *spec) for name, parts in table.items() for part, spec in parts.items()]
+    size = sum(section.size_bytes for section in sections)
     if size > MAX_PAYLOAD_BYTES or size != header["payload_bytes"] or len(tensors) != len(header["tensors"]):
         raise ValueError("its tensor table does not add up to its payload")
-    payload = codec.decode(blob[PREFIX.size + header_bytes :], size)
-    return Artifact(_filled(shell, formats, tensors, table, payload), header, len(blob))
+    values = codec.decode(blob[PREFIX.size + header_bytes :], sections)
+    return Artifact(_filled(shell, formats, tensors, table, values), header, len(blob))
 
 
 def _no_constant(name: str) -> None:
@@ -177,15 +182,13 @@ def _checked_table(model: LM, formats: dict[str, FormatConfig], tensors: dict[st
     return table
 
 
-def _filled(model: LM, formats: dict[str, FormatConfig], tensors: dict[str, Any], table: Table, payload: bytes) -> LM:
-    """The model with the payload's weights, dequantised to fp32."""
-    weights, offset = {}, 0
-    for name, parts_table in table.items():
-        parts: Parts = {}
-        for part, (dtype, shape) in parts_table.items():
-            end = offset + math.prod(shape) * dtype.itemsize
-            parts[part] = _from_bytes(payload[offset:end], dtype, shape)
-            offset = end
+def _filled(
+    model: LM, formats: dict[str, FormatConfig], tensors: dict[str, Any], table: Table, values: list[Tensor]
+) -> LM:
+    """The model with the values of all parts, dequantised to fp32."""
+    weights, remaining = {}, iter(values)
+    for name, layout in table.items():
+        parts: Parts = {part: next(remaining) for part in layout}
         weights[name] = formats[tensors[name][0]].decode(parts)
     model.load_state_dict(weights, assign=True, strict=True)
     return model.requires_grad_(False)
@@ -193,12 +196,3 @@ def _filled(model: LM, formats: dict[str, FormatConfig], tensors: dict[str, Any]
 
 def _dtype_name(value: Tensor) -> str:
     return next(name for name, dtype in DTYPES.items() if dtype == value.dtype)
-
-
-def _to_bytes(value: Tensor) -> bytes:
-    return value.detach().contiguous().cpu().view(torch.uint8 if value.ndim else value.dtype).numpy().tobytes()
-
-
-def _from_bytes(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    flat = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())
-    return flat.view(dtype).view(shape)

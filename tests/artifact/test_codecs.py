@@ -1,0 +1,188 @@
+"""Every codec in conf/ gives back what it was given; the entropy coder is measured against the entropy."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from golf.artifact import rans
+from golf.artifact.codecs import BytesConfig, CodecConfig
+from golf.artifact.entropy import EntropyConfig, groups_of
+from golf.artifact.file import config_classes
+from golf.artifact.sections import Section
+from golf.compose import CONF
+from golf.errors import UserError
+from golf.nodes import rebuild
+
+CODECS: dict[str, CodecConfig] = {
+    path.stem: rebuild(yaml.safe_load(path.read_text()), config_classes())
+    for path in sorted(Path(CONF / "codec").glob("*.yaml"))
+}
+TYPES = [torch.int8, torch.float16, torch.float32, torch.bfloat16]
+every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+
+
+def sections_of(values: list[Tensor]) -> list[Section]:
+    names = (f"blocks.{index // 2}.w{index % 2}/part" for index in range(len(values)))
+    return [Section(name, value.dtype, tuple(value.shape)) for name, value in zip(names, values, strict=True)]
+
+
+@st.composite
+def tensors(draw: Any) -> list[Tensor]:
+    """Some tensors of every type: empty, constant, two values, extremes, any bytes."""
+    values = []
+    for _ in range(draw(st.integers(0, 5))):
+        dtype = draw(st.sampled_from(TYPES))
+        shape = draw(st.lists(st.integers(0, 9), max_size=3))
+        size = int(np.prod(shape, dtype=int)) * dtype.itemsize
+        alphabet = draw(st.sampled_from([[0], [1, 255], [127, 128, 0], list(range(256))]))
+        raw = draw(st.lists(st.sampled_from(alphabet), min_size=size, max_size=size))
+        values.append(torch.tensor(raw, dtype=torch.uint8).view(dtype).view(shape))
+    return values
+
+
+def bits(value: Tensor) -> list[int]:
+    return value.flatten().view(torch.uint8).tolist()
+
+
+@every_codec
+@settings(max_examples=40, deadline=None)
+@given(values=tensors())
+def test_codecs_are_lossless_and_repeat_themselves(codec: CodecConfig, values: list[Tensor]) -> None:
+    sections = sections_of(values)
+    coded = codec.encode(values, sections)
+    assert coded == codec.encode(values, sections)
+    found = codec.decode(coded, sections)
+    assert [(v.dtype, v.shape, bits(v)) for v in found] == [(v.dtype, v.shape, bits(v)) for v in values]
+
+
+@every_codec
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_damaged_streams_are_refused_or_read_as_declared(codec: CodecConfig, data: Any) -> None:
+    values = [torch.arange(-60, 60, dtype=torch.int8).view(12, 10), torch.linspace(0, 1, 9).half()]
+    sections = sections_of(values)
+    coded = bytearray(codec.encode(values, sections))
+    for _ in range(data.draw(st.integers(1, 4))):
+        coded[data.draw(st.integers(0, len(coded) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(coded)))
+    for damaged in (bytes(coded), bytes(coded[:cut]), bytes(coded) + b"\0"):
+        try:
+            found = codec.decode(damaged, sections)
+        except ValueError:
+            continue
+        assert [(v.dtype, tuple(v.shape)) for v in found] == [section[1:] for section in sections]
+
+
+@every_codec
+def test_other_sections_than_those_written_are_refused(codec: CodecConfig) -> None:
+    values = [torch.arange(100, dtype=torch.int8).view(10, 10)]
+    coded = codec.encode(values, sections_of(values))
+    for shape in ((10, 9), (11, 10)):
+        with pytest.raises(ValueError):
+            codec.decode(coded, [Section("w/codes", torch.int8, shape)])
+
+
+@every_codec
+def test_a_bomb_does_not_unpack(codec: CodecConfig) -> None:
+    values = [torch.zeros(5000, 1000, dtype=torch.int8)]
+    with pytest.raises(ValueError):
+        codec.decode(codec.encode(values, sections_of(values)), [Section("w/codes", torch.int8, (10,))])
+
+
+def test_a_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"codec=zstd: .*codec=zlib"):
+        BytesConfig(coder="zstd", level=3, shuffle=False).check()
+
+
+def test_shuffled_bytes_pack_better() -> None:
+    scales = [torch.linspace(0.1, 0.2, 4096).half()]
+    plain, shuffled = (
+        len(BytesConfig(coder="zlib", level=9, shuffle=shuffle).encode(scales, sections_of(scales)))
+        for shuffle in (False, True)
+    )
+    assert shuffled < 0.9 * plain
+
+
+# ---------------------------------------------------------------- the entropy coder
+
+
+def gaussian_codes(layers: int, k: float, limit: int, spread_I: Tensor | float = 1.0) -> list[Tensor]:
+    """Rows on the grid of SDClip: a step of k standard deviations over limit."""
+    generator = torch.Generator().manual_seed(0)
+    w_LOI = torch.randn(layers, 256, 256, generator=generator) * spread_I
+    step_LO1 = k * w_LOI.std(dim=2, keepdim=True) / limit
+    return list((w_LOI / step_LO1).round().clamp(-limit, limit).to(torch.int8))
+
+
+def entropy(values: list[Tensor]) -> float:
+    """Bits per symbol, order 0."""
+    count = torch.bincount(torch.stack(values).flatten().long() + 128).double()
+    share = count[count > 0] / count.sum()
+    return -(share * share.log2()).sum().item()
+
+
+def bits_a_symbol(values: list[Tensor]) -> float:
+    coded = EntropyConfig().encode(values, sections_of(values))
+    return 8 * len(coded) / sum(value.numel() for value in values)
+
+
+@pytest.mark.parametrize("k,limit", [(11.5, 31), (12.85, 31), (14, 31), (14, 63), (20, 127)])
+def test_noise_costs_its_entropy(k: float, limit: int) -> None:
+    values = gaussian_codes(8, k, limit)
+    assert entropy(values) <= bits_a_symbol(values) + 1e-3 and bits_a_symbol(values) < 1.002 * entropy(values)
+
+
+def test_structure_costs_less_than_the_entropy() -> None:
+    generator = torch.Generator().manual_seed(1)
+    by_column = gaussian_codes(4, 12.85, 31, torch.exp(0.5 * torch.randn(256, generator=generator)))
+    by_row = [
+        (torch.randn(256, 256, generator=generator) * 6 * torch.rand(256, 1, generator=generator))
+        .round()
+        .to(torch.int8)
+        for _ in range(4)
+    ]
+    assert bits_a_symbol(by_column) < 0.97 * entropy(by_column)
+    assert bits_a_symbol(by_row) < 0.93 * entropy(by_row)
+
+
+def test_like_tensors_of_all_layers_are_one_group() -> None:
+    names = ("blocks.0.q.w/codes", "blocks.0.q.w/scale", "blocks.11.q.w/codes", "blocks.11.q.w/scale", "head.w/scale")
+    types = (torch.int8, torch.float16, torch.int8, torch.float16, torch.float16)
+    sections = [Section(n, t, (4, 6) if t == torch.int8 else (4,)) for n, t in zip(names, types, strict=True)]
+    assert [group.members for group in groups_of(sections)] == [[0, 2], [1, 3, 4]]
+
+
+def test_the_stream_is_the_same_everywhere() -> None:
+    """Integers and decimals only: bytes noted once hold on every machine and version."""
+    codes = ((torch.arange(4000) * 7919 % 1009 - 500) // 60).to(torch.int8).view(40, 100)
+    values = [codes, (torch.arange(40) / 64 + 1).half()]
+    coded = EntropyConfig().encode(values, sections_of(values))
+    assert hashlib.sha256(coded).hexdigest()[:16] == "a068d5822a35613b"
+
+
+def test_lanes_of_any_length_come_back() -> None:
+    rng = np.random.default_rng(0)
+    share = np.array([1, 5, 2**rans.PRECISION - 6])
+    before = share.cumsum() - share
+    symbols = [rng.integers(0, 3, size) for size in (7, 1, 3, 7, 0, 5)]
+    coded = rans.encode([(share[s], before[s]) for s in symbols], lanes=7)
+    decoder = rans.Decoder(coded, lanes=7)
+    for expected in symbols:
+        slots = decoder.slots(len(expected))
+        found = np.searchsorted(before, slots, side="right") - 1
+        decoder.advance(slots, share[found], before[found])
+        assert found.tolist() == expected.tolist()
+    decoder.finish()
+    with pytest.raises(ValueError, match="too early"):
+        short = rans.Decoder(coded[:-2], lanes=7)
+        for expected in symbols:
+            short.advance(short.slots(len(expected)), share[expected], before[expected])
