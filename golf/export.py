@@ -20,6 +20,7 @@ from golf.ledger import Ledger
 from golf.legality import broken_rules
 from golf.loop import LoopState, Trained
 from golf.models.lm import LM
+from golf.quant.calibration import Source, measure
 from golf.rundir import RunDir
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
@@ -57,8 +58,10 @@ def export(
     sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb of the {averager.name()}{raw_too}")
 
     # ---------------------------------------------------------------- the artifact, written and read back
+    with averager.applied(model):
+        hessians = calibrate(run, prepared, model, ranks, ledger)
     if ranks.first:
-        store(run, prepared, weights, averager.name(), model.stored_roles(), folder.artifact, ledger)
+        store(run, prepared, weights, averager.name(), model.stored_roles(), folder.artifact, ledger, hessians)
     ranks.barrier()
     artifact = read_artifact(folder.artifact)
     fresh = artifact.model.to(ranks.device)
@@ -88,6 +91,29 @@ def export(
     }
 
 
+def calibrate(run: Run, prepared: Prepared, model: LM, ranks: Ranks, ledger: Ledger) -> dict[str, Tensor]:
+    """What the model's weights meet, by parameter name; nothing where this quantiser doesn't ask. All ranks call it."""
+    config = run.quant.calibration
+    if not run.quant.reads_hessians:
+        return {}
+    source = Source(
+        model=model,
+        length=run.batch.sequence_length,
+        rows=run.batch.max_microbatch_sequences,
+        seed=run.seed,
+        ranks=ranks,
+        open_training=lambda: run.loader.open(
+            prepared.splits[run.loader.split].shards,
+            bos_id=prepared.bos_id,
+            seed=run.seed,
+            rank=ranks.rank,
+            world=ranks.world,
+        ),
+    )
+    with ledger.phase("calibrate", *([run.loader.split] if config.reads_training else [])):
+        return measure(config, source)
+
+
 def store(
     run: Run,
     prepared: Prepared,
@@ -96,10 +122,11 @@ def store(
     roles: dict[str, str],
     path: Path,
     ledger: Ledger,
+    hessians: dict[str, Tensor],
 ) -> None:
     """Quantise and write the artifact file: the weights that `roles` names. name: of their average."""
     with ledger.phase("quantise"):
-        stored = run.quant.quantize({name: weights[name] for name in roles}, roles)
+        stored = run.quant.quantize({name: weights[name] for name in roles}, roles, hessians)
     with ledger.phase("encode"):
         write_artifact(
             path,

@@ -24,7 +24,7 @@ from golf.artifact.sections import Section
 from golf.errors import UserError
 from golf.models.lm import LM, LMConfig
 from golf.nodes import plain, rebuild
-from golf.quant.formats import FormatConfig, Parts
+from golf.quant.formats import FormatConfig, decode_one
 from golf.quant.quantizer import QuantConfig, Stored
 from golf.roles import roles_of
 
@@ -188,8 +188,8 @@ def _filled(
     """The model with the values of all parts, dequantised to fp32."""
     weights, remaining = {}, iter(values)
     for name, layout in table.items():
-        parts: Parts = {part: next(remaining) for part in layout}
-        weights[name] = formats[tensors[name][0]].decode(parts)
+        parts = {part: next(remaining) for part in layout}
+        weights[name] = decode_one(formats[tensors[name][0]], parts)
     model.load_state_dict(weights, assign=True, strict=True)
     return model.requires_grad_(False)
 

@@ -39,6 +39,7 @@ class SoftmaxHead(nn.Module):
     def __init__(self, config: SoftmaxHeadConfig, frame: Frame):
         super().__init__()
         self.softcap, self.table_uses = config.softcap, int(config.tied)
+        self.output = "embed.table_VD" if config.tied else "head.own_VD"
         self.own_VD = None if config.tied else nn.Parameter(torch.zeros(frame.vocab_size, frame.dim))
         self.log_gain = nn.Parameter(torch.zeros(())) if config.temperature else None
 

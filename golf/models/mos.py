@@ -44,7 +44,7 @@ class MixtureHead(nn.Module):
     def __init__(self, config: MixtureHeadConfig, frame: Frame):
         super().__init__()
         self.softcap, self.experts, self.residual = config.softcap, config.experts, config.form == "residual"
-        self.table_uses = config.experts
+        self.table_uses, self.output = config.experts, None
         gain = 1 / math.sqrt(2 * frame.layers) if self.residual else 1.0
         self.project = frame.matrix(frame.dim, config.experts * frame.dim, gain=gain)
         self.mix_ED = nn.Parameter(torch.zeros(config.experts, frame.dim))

@@ -243,6 +243,7 @@ class HeadConfig:
     """x_BTD to scores: module.losses(x_BTD, targets_BT, table_VD, loss) and module.log_probs(x_BTD, table_VD).
 
     module.table_uses: how often it multiplies with the embedding table, for the arithmetic of plans.
+    module.output: the parameter of the model that x_BTD itself is multiplied by, None where it is changed before.
     """
 
     def build(self, frame: Frame) -> nn.Module:

@@ -1,4 +1,7 @@
-"""How one tensor is stored: a format turns it into named parts (what the artifact holds) and back."""
+"""How a tensor is stored: a format turns it into named parts (what the artifact holds) and back.
+
+Like tensors come in stacks: B is how many. O, I: rows and columns of a matrix.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from golf.errors import UserError
 from golf.fields import between, one_of, positive
-from golf.quant.grid import round_to_grid, row_scales
+from golf.quant.grid import stored_step
+from golf.quant.rounding import NEAREST, RoundingConfig
+from golf.quant.steps import StepConfig
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -16,16 +22,24 @@ Parts = dict[str, Tensor]
 
 @dataclass(kw_only=True, slots=True)
 class FormatConfig:
-    """The slot. encode is pure; decode(encode(w)) has w's shape, in fp32."""
+    """The slot. encode is pure; decode(encode(w_B)) has w_B's shape, in fp32."""
 
-    def encode(self, w: Tensor) -> Parts:
+    @property
+    def reads_hessians(self) -> bool:
+        """Whether encode() wants what a calibration measures, beside what the rounding wants."""
+        return False
+
+    def encode(self, w_B: Tensor, rounding: RoundingConfig = NEAREST, hessian_BII: Tensor | None = None) -> Parts:
+        """Parts of a stack of tensors, each with the stack's axis first. hessian_BII: mean of x x^T over the inputs of
+        each matrix, where they were measured."""
         raise NotImplementedError
 
     def decode(self, parts: Parts) -> Tensor:
+        """The stack that these parts give back."""
         raise NotImplementedError
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Part -> (type, shape) of what encode gives for a tensor of this shape: what a reader may expect."""
+        """Part -> (type, shape) of what encode gives for one tensor of this shape: what a reader may expect."""
         raise NotImplementedError
 
     def rounds(self, shape: tuple[int, ...]) -> bool:
@@ -46,8 +60,8 @@ class FloatConfig(FormatConfig):
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, tuple(FLOATS))
 
-    def encode(self, w: Tensor) -> Parts:
-        return {"value": _to_float(w, FLOATS[self.dtype])}
+    def encode(self, w_B: Tensor, rounding: RoundingConfig = NEAREST, hessian_BII: Tensor | None = None) -> Parts:
+        return {"value": _to_float(w_B, FLOATS[self.dtype])}
 
     def decode(self, parts: Parts) -> Tensor:
         return parts["value"].float()
@@ -59,6 +73,11 @@ class FloatConfig(FormatConfig):
         return math.prod(shape) * FLOATS[self.dtype].itemsize * 8
 
 
+def decode_one(chosen: FormatConfig, parts: Parts) -> Tensor:
+    """The tensor that the parts of one tensor give back, in fp32."""
+    return chosen.decode({part: value[None] for part, value in parts.items()})[0]
+
+
 def _to_float(w: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest number of the type; what is too large becomes its largest, not infinity."""
     limit = torch.finfo(dtype).max
@@ -66,57 +85,93 @@ def _to_float(w: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(kw_only=True, slots=True)
-class RowIntConfig(FormatConfig):
-    """Integers of `bits` with one fp16 step a row, one code a byte (a byte coder beats packing; upstream baseline).
+class IntConfig(FormatConfig):
+    """Integers of `bits` and fp16 steps, one code a byte (coders do better on bytes than on packed bits).
 
-    clip_quantile: the magnitude that lands on the last code (null: the row's maximum). scale_floor: smallest step
-    (upstream's int8 rule has 1/127; null: none). half_below: tensors of at most so many elements stay fp16.
+    steps: the rule for a step. per: row, group or tensor: what shares one; group: columns of a group. half_below:
+    tensors of at most so many elements, and vectors, stay fp16.
     """
 
     bits: int
-    clip_quantile: float | None
-    scale_floor: float | None
+    steps: StepConfig
+    per: str
+    group: int | None
     half_below: int | None
 
     def __post_init__(self) -> None:
-        positive(scale_floor=self.scale_floor)
         between(2, 8, bits=self.bits)
-        between(0.5, 1, clip_quantile=self.clip_quantile)
+        one_of("per", self.per, ("row", "group", "tensor"))
+        positive(group=self.group)
+        if (self.group is None) == (self.per == "group"):
+            raise ValueError(f"group={self.group}: goes with per=group, as its columns; per={self.per}")
+
+    @property
+    def reads_hessians(self) -> bool:
+        return self.steps.reads_hessians
 
     @property
     def limit(self) -> int:
         return 2 ** (self.bits - 1) - 1
 
-    def encode(self, w: Tensor) -> Parts:
-        if self._half(tuple(w.shape)):
-            return {"half": _to_float(w, torch.float16)}
-        w_OI = w.flatten(1)
-        scale_O1 = row_scales(w_OI, self.limit, self.clip_quantile, self.scale_floor)
-        return {"codes": round_to_grid(w_OI, scale_O1, self.limit).view(w.shape), "scale": scale_O1.half().flatten()}
+    def encode(self, w_B: Tensor, rounding: RoundingConfig = NEAREST, hessian_BII: Tensor | None = None) -> Parts:
+        shape = tuple(w_B.shape[1:])
+        if self._half(shape):
+            return {"half": _to_float(w_B, torch.float16)}
+        w_BOI = w_B.float().flatten(2)
+        rows = self._rows(shape)
+        w_BRC = w_BOI.reshape(len(w_B), rows, -1)
+        importance = None
+        if hessian_BII is not None:
+            importance = hessian_BII.diagonal(dim1=1, dim2=2)[:, None].expand_as(w_BOI).reshape(w_BRC.shape)
+        step_BR1 = stored_step(self.steps.steps(w_BRC, self.limit, importance))
+        step_BOI = step_BR1.expand_as(w_BRC).reshape(w_BOI.shape)
+        codes = rounding.round(w_BOI, step_BOI, self.limit, hessian_BII)
+        return {"codes": codes.view(w_B.shape), "scale": step_BR1.half().flatten(1)}
 
     def decode(self, parts: Parts) -> Tensor:
         if "half" in parts:
             return parts["half"].float()
-        codes = parts["codes"]
-        return codes.float() * parts["scale"].float().view(-1, *[1] * (codes.ndim - 1))
+        codes, scale_BR = parts["codes"], parts["scale"].float()
+        return (codes.float().view(*scale_BR.shape, -1) * scale_BR[:, :, None]).view(codes.shape)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         if self._half(shape):
             return {"half": (torch.float16, shape)}
-        return {"codes": (torch.int8, shape), "scale": (torch.float16, shape[:1])}
+        return {"codes": (torch.int8, shape), "scale": (torch.float16, (self._rows(shape),))}
 
     def predict_bits(self, shape: tuple[int, ...]) -> float:
-        """Entropy of Gaussian rows on a grid whose last code is the expected maximum of that many draws."""
+        """Entropy of Gaussian weights on the grid that the rule would choose."""
         count = math.prod(shape)
         if self._half(shape):
             return count * 16
-        rows, cols = shape[0], count // shape[0]
-        top_in_sigmas = math.sqrt(2 * math.log(max(cols, 2)))
-        entropy = math.log2(math.sqrt(2 * math.pi * math.e) * self.limit / top_in_sigmas)
-        return count * max(entropy, 0.5) + rows * 16
+        rows = self._rows(shape)
+        step_in_sigmas = self.steps.top_in_sigmas(count // rows) / self.limit
+        return count * gaussian_entropy(step_in_sigmas, self.limit) + rows * 16
 
     def rounds(self, shape: tuple[int, ...]) -> bool:
         return not self._half(shape)
 
+    def _rows(self, shape: tuple[int, ...]) -> int:
+        """How many steps a tensor of this shape has. Raises UserError where its columns can't be shared out."""
+        if self.per == "tensor":
+            return 1
+        columns = math.prod(shape[1:])
+        if self.group is None:
+            return shape[0]
+        if columns % self.group:
+            raise UserError(
+                f"quant.formats: a tensor of {shape} can't be cut into groups of {self.group} columns; take a divisor "
+                f"of {columns}, or half_below={math.prod(shape)}"
+            )
+        return shape[0] * columns // self.group
+
     def _half(self, shape: tuple[int, ...]) -> bool:
         return len(shape) < 2 or (self.half_below is not None and math.prod(shape) <= self.half_below)
+
+
+def gaussian_entropy(step: float, limit: int) -> float:
+    """Bits of a standard normal number rounded to multiples of `step`, clipped to -limit .. limit."""
+    edges = (torch.arange(-limit, limit + 2, dtype=torch.float64) - 0.5) * step
+    edges[0], edges[-1] = -math.inf, math.inf
+    share = torch.special.ndtr(edges).diff()
+    return -torch.special.xlogy(share, share).sum().item() / math.log(2)

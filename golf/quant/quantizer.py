@@ -1,12 +1,18 @@
 """The quantiser: a table that maps parameter roles to storage formats. Pure: weights in, parts out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from golf.artifact.codecs import CodecConfig
+from golf.quant.calibration import CalibrationConfig
 from golf.quant.formats import FormatConfig, Parts
+from golf.quant.rounding import RoundingConfig
 from golf.roles import assign, check_table
+
+MOST_STACKED = 2**26  # numbers: stacks of like tensors are cut there, to bound memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +25,58 @@ class Stored:
 
 @dataclass(kw_only=True, slots=True)
 class QuantConfig:
-    """formats by name; roles and names (patterns) map parameters to formats; the codec that suits them."""
+    """formats by name; roles and names (patterns) map parameters to formats; how weights go to a format's grid, and the
+    text that shows what that costs; the codec that suits them."""
 
     formats: dict[str, FormatConfig]
     roles: dict[str, str]
     names: dict[str, str]
     default: str | None
+    rounding: RoundingConfig
+    calibration: CalibrationConfig
     codec: CodecConfig
 
     def __post_init__(self) -> None:
         check_table(self.roles, self.names, self.default, self.formats)
 
+    @property
+    def reads_hessians(self) -> bool:
+        """Whether a calibration is to run; else the text that it would take is not touched."""
+        return self.rounding.reads_hessians or any(chosen.reads_hessians for chosen in self.formats.values())
+
     def assign(self, roles: dict[str, str]) -> dict[str, str]:
         """parameter name -> format name, every parameter once."""
         return assign(roles, roles=self.roles, names=self.names, default=self.default, path="quant")
 
-    def quantize(self, weights: dict[str, Tensor], roles: dict[str, str]) -> dict[str, Stored]:
-        """Store every weight by its role's format. weights, roles: by parameter name; nothing is changed in place."""
-        claimed = self.assign(roles)
-        return {
-            name: Stored(claimed[name], self.formats[claimed[name]].encode(weight.detach().cpu()))
-            for name, weight in weights.items()
-        }
+    def quantize(
+        self, weights: dict[str, Tensor], roles: dict[str, str], hessians: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Stored]:
+        """Store every weight by its role's format; nothing is changed in place. All by parameter name; hessians:
+        mean of x x^T over a matrix's inputs, where they were measured."""
+        claimed, measured = self.assign(roles), hessians or {}
+        stored: dict[str, Stored] = {}
+        for names in self._stacks(weights, claimed, measured):
+            chosen = claimed[names[0]]
+            w_B = torch.stack([weights[name].detach().cpu() for name in names])
+            hessian_BII = torch.stack([measured[name].cpu() for name in names]) if names[0] in measured else None
+            parts = self.formats[chosen].encode(w_B, self.rounding, hessian_BII)
+            for index, name in enumerate(names):
+                stored[name] = Stored(chosen, {part: value[index] for part, value in parts.items()})
+        return {name: stored[name] for name in weights}
+
+    def _stacks(
+        self, weights: dict[str, Tensor], claimed: dict[str, str], measured: Mapping[str, Tensor]
+    ) -> list[list[str]]:
+        """Names of tensors that are alike in format, shape and what was measured, in stacks that fit memory."""
+        alike: dict[tuple, list[list[str]]] = {}
+        for name, weight in weights.items():
+            key = (claimed[name], weight.dtype, tuple(weight.shape), name in measured)
+            stacks = alike.setdefault(key, [[]])
+            size = max(weight.numel(), weight.shape[-1] ** 2 if name in measured else 0)
+            if len(stacks[-1]) >= max(1, MOST_STACKED // max(1, size)):
+                stacks.append([])
+            stacks[-1].append(name)
+        return [names for stacks in alike.values() for names in stacks]
 
     def predict_bytes(self, shapes: dict[str, tuple[int, ...]], roles: dict[str, str], codec: CodecConfig) -> int:
         """Artifact bytes expected from shapes alone (Gaussian weights), before a weight is trained."""

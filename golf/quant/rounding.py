@@ -1,0 +1,33 @@
+"""Which grid point each weight goes to, once the grid is fixed."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from golf.quant.grid import round_to_grid
+
+
+@dataclass(kw_only=True, slots=True)
+class RoundingConfig:
+    """The slot."""
+
+    @property
+    def reads_hessians(self) -> bool:
+        """Whether round() wants what a calibration measures."""
+        return False
+
+    def round(self, w_BOI: Tensor, step_BOI: Tensor, limit: int, hessian_BII: Tensor | None) -> Tensor:
+        """code_BOI, int8 within -limit .. limit. step_BOI: broadcasts over the weights; hessian_BII: mean of x x^T over
+        the inputs x_I of each matrix, None where none was measured."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, slots=True)
+class NearestConfig(RoundingConfig):
+    """Each to its nearest."""
+
+    def round(self, w_BOI: Tensor, step_BOI: Tensor, limit: int, hessian_BII: Tensor | None) -> Tensor:
+        return round_to_grid(w_BOI, step_BOI, limit)
+
+
+NEAREST = NearestConfig()
