@@ -47,13 +47,18 @@ def composing(arguments: Sequence[str]) -> Iterator[None]:
         raise UserError(one_line(error, arguments)) from None
 
 
-def compose(overrides: Sequence[str] = ()) -> Run:
-    """Compose conf/ with command-line overrides, outside of Hydra's own main. Raises as the command line would."""
+def compose_whole(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose conf/ outside of Hydra's own main; the configuration still has its `hydra` node."""
     register_resolvers()
     GlobalHydra.instance().clear()
+    with composing(overrides), initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def compose(overrides: Sequence[str] = ()) -> Run:
+    """The typed run of command-line overrides. Raises as the command line would."""
+    config = compose_whole(overrides)
     with composing(overrides):
-        with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-            config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
         return run_of_whole(config)
 
 

@@ -22,6 +22,7 @@ from golf.loop import LoopState, Trained
 from golf.models.lm import LM
 from golf.quant.calibration import Source, measure
 from golf.rundir import RunDir
+from golf.scoring import Scoring
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 
@@ -63,22 +64,13 @@ def export(
     if ranks.first:
         store(run, prepared, weights, averager.name(), model.stored_roles(), folder.artifact, ledger, hessians)
     ranks.barrier()
-    artifact = read_artifact(folder.artifact)
-    fresh = artifact.model.to(ranks.device)
-    fresh.compute_dtype, fresh.attend = model.compute_dtype, model.attend
 
     # ---------------------------------------------------------------- scores of what was read back
-    scores: dict[str, Score] = {}
-    for name in run.eval.evaluators:
-        with ledger.phase("eval", run.eval.split):
-            scores[name] = scoring.score(fresh, name)
-        sinks.note(
-            f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s"
-        )
     return {
-        **_score_part(run, averager.name(), raw, pre_quant, scores),
-        **_size_part(run, artifact.size_bytes, model, fresh),
+        "raw_bpb": raw.bpb,
+        **score_artifact(run, folder.artifact, model, averager.name(), scoring, pre_quant.bpb, ranks, sinks, ledger),
         **_time_part(run, state, ledger),
+        "quant_seconds": quant_seconds(ledger),
         "average": averager.name(),
         "peak_memory_bytes": _peak_memory(ranks.device),
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
@@ -88,6 +80,34 @@ def export(
         "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[model.compute_dtype],
         "legal": False if broken else None,  # what breaks no rule by itself is yet to be audited
         "legality": broken,
+    }
+
+
+def score_artifact(
+    run: Run,
+    path: Path,
+    model: LM,
+    weights: str,
+    scoring: Scoring,
+    pre_quant_bpb: float,
+    ranks: Ranks,
+    sinks: Sink,
+    ledger: Ledger,
+) -> dict[str, Any]:
+    """Read the file into a fresh model and score that; model: what was trained; weights: which of its weights."""
+    artifact = read_artifact(path)
+    fresh = artifact.model.to(ranks.device)
+    fresh.compute_dtype, fresh.attend = model.compute_dtype, model.attend
+    scores: dict[str, Score] = {}
+    for name in run.eval.evaluators:
+        with ledger.phase("eval", run.eval.split):
+            scores[name] = scoring.score(fresh, name)
+        sinks.note(
+            f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s"
+        )
+    return {
+        **_score_part(run, weights, pre_quant_bpb, scores),
+        **_size_part(run, artifact.size_bytes, model, fresh),
     }
 
 
@@ -139,7 +159,7 @@ def store(
         )
 
 
-def _score_part(run: Run, weights: str, raw: Score, pre_quant: Score, scores: dict[str, Score]) -> dict[str, Any]:
+def _score_part(run: Run, weights: str, pre_quant_bpb: float, scores: dict[str, Score]) -> dict[str, Any]:
     main, post_quant = scores[run.eval.main], scores["plain"]
     evals = {
         name: {
@@ -159,10 +179,9 @@ def _score_part(run: Run, weights: str, raw: Score, pre_quant: Score, scores: di
         "val_bpb": main.bpb,
         "val_loss": main.loss,
         "evals": evals,
-        "raw_bpb": raw.bpb,
-        "pre_quant_bpb": pre_quant.bpb,
+        "pre_quant_bpb": pre_quant_bpb,
         "post_quant_bpb": post_quant.bpb,
-        "quant_gap_bpb": post_quant.bpb - pre_quant.bpb,
+        "quant_gap_bpb": post_quant.bpb - pre_quant_bpb,
     }
 
 
@@ -184,6 +203,11 @@ def _size_part(run: Run, artifact_bytes: int, model: LM, fresh: LM) -> dict[str,
     }
 
 
+def quant_seconds(ledger: Ledger) -> float:
+    """What it took from trained weights to the file."""
+    return sum(ledger.phases[name]["seconds"] for name in ("calibrate", "quantise", "encode"))
+
+
 def _time_part(run: Run, state: LoopState, ledger: Ledger) -> dict[str, Any]:
     phases, counted = ledger.phases, ledger.counted()
     settled = state.step_seconds[WARM_UP_STEPS:] or state.step_seconds
@@ -195,7 +219,6 @@ def _time_part(run: Run, state: LoopState, ledger: Ledger) -> dict[str, Any]:
         "counted_seconds": counted,
         # the loop notices a limit once the step that crossed it is done
         "in_time": run.budget.max_seconds is None or counted <= run.budget.max_seconds + state.step_seconds[-1],
-        "quant_seconds": sum(phases[name]["seconds"] for name in ("calibrate", "quantise", "encode")),
         "eval_seconds": phases["eval"]["seconds"],
         "wall_seconds": state.wall_seconds(),
         "step_ms": 1000 * statistics.median(settled),

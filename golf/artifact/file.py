@@ -55,11 +55,14 @@ def config_classes() -> dict[str, type]:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What a file holds: the model with dequantised weights, and the header as it stands."""
+    """What a file holds: the model with dequantised weights, the header as it stands, each tensor as it is stored."""
 
     model: LM
     header: dict[str, Any]
     size_bytes: int
+    formats: dict[str, FormatConfig]
+    codec: CodecConfig
+    stored: dict[str, Stored]
 
 
 def write_artifact(
@@ -140,8 +143,11 @@ def _parse(blob: bytes) -> Artifact:
     size = sum(section.size_bytes for section in sections)
     if size > MAX_PAYLOAD_BYTES or size != header["payload_bytes"] or len(tensors) != len(header["tensors"]):
         raise ValueError("its tensor table does not add up to its payload")
-    values = codec.decode(blob[PREFIX.size + header_bytes :], sections)
-    return Artifact(_filled(shell, formats, tensors, table, values), header, len(blob))
+    values = iter(codec.decode(blob[PREFIX.size + header_bytes :], sections))
+    stored = {name: Stored(tensors[name][0], {part: next(values) for part in layout}) for name, layout in table.items()}
+    weights = {name: decode_one(formats[tensor.format], tensor.parts) for name, tensor in stored.items()}
+    shell.load_state_dict(weights, assign=True, strict=True)
+    return Artifact(shell.requires_grad_(False), header, len(blob), formats, codec, stored)
 
 
 def _no_constant(name: str) -> None:
@@ -180,18 +186,6 @@ def _checked_table(model: LM, formats: dict[str, FormatConfig], tensors: dict[st
         if list(declared.items()) != list(table[name].items()):
             raise ValueError(f"its {name} is not stored as {format_name} stores a {shapes[name]}")
     return table
-
-
-def _filled(
-    model: LM, formats: dict[str, FormatConfig], tensors: dict[str, Any], table: Table, values: list[Tensor]
-) -> LM:
-    """The model with the values of all parts, dequantised to fp32."""
-    weights, remaining = {}, iter(values)
-    for name, layout in table.items():
-        parts = {part: next(remaining) for part in layout}
-        weights[name] = decode_one(formats[tensors[name][0]], parts)
-    model.load_state_dict(weights, assign=True, strict=True)
-    return model.requires_grad_(False)
 
 
 def _dtype_name(value: Tensor) -> str:

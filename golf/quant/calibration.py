@@ -31,12 +31,12 @@ class Source:
 
 @dataclass(kw_only=True, slots=True)
 class CalibrationConfig:
-    """The slot: whose text. sequences: how many at least, over all ranks, of the length that is trained at."""
+    """The slot: whose text. tokens: how many at least, over all ranks, in whole sequences of the length trained at."""
 
-    sequences: int
+    tokens: int
 
     def __post_init__(self) -> None:
-        positive(sequences=self.sequences)
+        positive(tokens=self.tokens)
 
     @property
     def reads_training(self) -> bool:
@@ -49,7 +49,7 @@ class CalibrationConfig:
 
     def _rows(self, source: Source) -> Iterator[int]:
         """How many sequences each pass of a rank has."""
-        share = -(-self.sequences // source.ranks.world)
+        share = -(-self.tokens // (source.length * source.ranks.world))
         for start in range(0, share, source.rows):
             yield min(source.rows, share - start)
 

@@ -72,7 +72,7 @@ def inverse_factor(hessian_BII: Tensor, damping: float) -> Tensor:
     if failed_B.any():
         raise RunError(
             f"quant.rounding.damping={damping}: the inputs of a layer leave no positive definite matrix; raise it, or "
-            "calibrate on more sequences (quant.calibration.sequences)"
+            "calibrate on more text (quant.calibration.tokens)"
         )
     identity = torch.eye(h_BII.shape[1], device=h_BII.device).expand_as(h_BII)
     return torch.linalg.solve_triangular(lower_BII.flip(1, 2), identity, upper=True)

@@ -118,7 +118,7 @@ def test_ranks_add_up(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(found[name], hessian, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", [RandomTextConfig(sequences=5), SelfTextConfig(sequences=5, temperature=0.8)])
+@pytest.mark.parametrize("config", [RandomTextConfig(tokens=70), SelfTextConfig(tokens=70, temperature=0.8)])
 def test_text_without_training_text(config: CalibrationConfig, toy: Toy) -> None:
     model = model_of(toy())
     passes = list(config.passes(source(model)))
@@ -134,7 +134,7 @@ def test_own_text_follows_the_model(toy: Toy) -> None:
     model = model_of(toy("model.head.softcap=null"))
     with torch.no_grad():
         model.embed.table_VD *= 200
-    (drawn,) = SelfTextConfig(sequences=2, temperature=1e-3).passes(source(model))
+    (drawn,) = SelfTextConfig(tokens=32, temperature=1e-3).passes(source(model))
     with torch.no_grad():
         likeliest = model.log_probs(drawn).argmax(-1)
     assert torch.equal(drawn[:, 1:], likeliest[:, :-1])

@@ -1,0 +1,121 @@
+"""A finished run's kept weights through another quantiser, codec or evaluator: no training, a result like any other."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from golf import rundir
+from golf.checkpoint import load_tensors
+from golf.config import Run, fingerprint, typed
+from golf.dist import Ranks, pick_device, pick_precision
+from golf.errors import UserError
+from golf.export import calibrate, quant_seconds, score_artifact, store
+from golf.launcher import jobs
+from golf.ledger import Ledger
+from golf.models.kernels import choose_backend
+from golf.models.lm import LM
+from golf.result import assemble
+from golf.rundir import RunDir, read_json, write_json
+from golf.scoring import Scoring
+from golf.sinks import Sink
+from golf.tokens.prepare import Prepared
+
+TRAINED = ("steps", "train_tokens", "train_seconds", "step_ms", "step_ms_mean", "tokens_per_second", "raw_bpb")
+KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size", "legality")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A finished run: its folder, typed configuration, data and result."""
+
+    folder: RunDir
+    run: Run
+    prepared: Prepared
+    result: dict[str, Any]
+
+
+def open_source(path: Path) -> Source:
+    """Raises UserError where no finished run with kept weights stands there."""
+    folder = RunDir(path.resolve())
+    config, result = read_json(folder.config), folder.finished()
+    if not isinstance(config, dict) or result is None or not folder.weights.exists():
+        raise UserError(f"run={path}: no finished run with weights.safetensors; name a folder that golf/train.py made")
+    try:
+        run: Run = typed(config["run"], "", Run)
+    except UserError as error:
+        raise UserError(f"run={path}: made by a golf whose configurations were others ({error})") from None
+    return Source(folder, run, Prepared.load(Path(config["prepared"]["folder"])), result)
+
+
+def requantise(source: Source, run: Run, sinks: Sink, command: list[str]) -> tuple[RunDir, dict[str, Any]]:
+    """Quantise, write, read back and score; run: the source's, with another quant, codec or eval. (folder, result)
+
+    A cell that has its result is not made again.
+    """
+    prepared, digest = source.prepared, fingerprint(run, source.prepared.digest)
+    folder, finished = jobs.open_run(run, prepared, command)
+    if finished is not None:
+        return folder, finished
+    with folder.lock():
+        began_as = rundir.environment()
+        ranks = Ranks(0, 1, pick_device(run.compute.device))
+        model = load_model(source, ranks)
+        weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+        ledger, average = Ledger(), source.result["average"]
+        ledger.add("train", source.result["train_seconds"], tuple(source.result["phases"]["train"]["reads"]))
+        hessians = calibrate(run, prepared, model, ranks, ledger)
+        store(run, prepared, weights, average, model.stored_roles(), folder.artifact, ledger, hessians)
+        scoring = Scoring(run.eval, prepared, ranks)
+        pre_quant_bpb = source.result["pre_quant_bpb"]
+        if run.eval != source.run.eval:
+            with ledger.phase("eval", run.eval.split):
+                pre_quant_bpb = scoring.score(model).bpb
+        counted, limit = ledger.counted(), run.budget.max_seconds
+        measured = {key: source.result[key] for key in KEPT} | {
+            **score_artifact(run, folder.artifact, model, average, scoring, pre_quant_bpb, ranks, sinks, ledger),
+            "phases": ledger.phases,
+            "counted_seconds": counted,
+            "in_time": limit is None or counted <= limit + source.result["step_ms_mean"] / 1000,
+            "quant_seconds": quant_seconds(ledger),
+            "eval_seconds": ledger.phases["eval"]["seconds"],
+            "wall_seconds": sum(phase["seconds"] for phase in ledger.phases.values()),
+            "device": source.result["device"] if ranks.device.type == "cuda" else "cpu",
+            "attention": source.result["attention"],
+            "precision": source.result["precision"],
+            "legal": False if source.result["legality"] else None,
+            "environment": began_as,
+        }
+        rows = fingerprint(run, prepared.digest, with_seed=False)
+        result = assemble(run, prepared, fingerprint=digest, config_hash=rows, measured=measured)
+        result["parent"] = source.result["fingerprint"]
+        write_json(folder.result, result)
+        folder.set_status("done", step=result["steps"], val_bpb=result["val_bpb"])
+    return folder, result
+
+
+def load_model(source: Source, ranks: Ranks) -> LM:
+    """The model with the weights that the run kept: averaged, before quantisation."""
+    run = source.run
+    model = run.model.build_on_meta()
+    weights, _ = load_tensors(source.folder.weights)
+    model.load_state_dict(weights, assign=True, strict=True)
+    model = model.to(ranks.device).requires_grad_(False)
+    model.compute_dtype = pick_precision(run.compute.precision, ranks.device)
+    channels = run.model.mixer.kernel_channels(run.model.dim)
+    model.attend = choose_backend(run.compute.attention, ranks.device, channels).attend
+    return model
+
+
+def changed(source: Source, composed: Run, label: str, sweep: str) -> Run:
+    """The source's run with what may change without training taken from a composition."""
+    return replace(
+        source.run,
+        label=label,
+        sweep_label=sweep,
+        outputs=str(source.folder.path.parents[1]),
+        quant=composed.quant,
+        codec=composed.codec,
+        eval=composed.eval,
+        resume="auto",
+        rerun=composed.rerun,
+    )

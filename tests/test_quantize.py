@@ -1,0 +1,98 @@
+"""golf/quantize.py: other artifacts of a finished run, and what an artifact holds."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from golf import quantize
+from golf.compose import compose
+from golf.config import fingerprint
+from golf.requantise import open_source
+from tests.conftest import toy_overrides
+from tests.test_loop import Job
+
+
+@pytest.fixture(scope="module")
+def made(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished toy run, GPTQ and all."""
+    outputs = tmp_path_factory.mktemp("requantised") / "outputs"
+    overrides = toy_overrides(toy_folder, [f"outputs={outputs}", "quant=int6_gptq", "quant.rounding.damping=0.05"])
+    job = Job(compose(overrides))
+    (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *overrides]))
+    job.go()
+    return job.folder.path
+
+
+def results_beside(made: Path) -> dict[str, dict]:
+    """label -> result of every re-quantised cell."""
+    found = made.parents[1].glob("*/*/result.json")
+    read = [json.loads(path.read_text()) | {"folder": path.parent} for path in found if path.parent != made]
+    return {result["label"].removeprefix("baseline-int6_gptq-"): result for result in read}
+
+
+def test_the_same_settings_make_the_same_bytes(made: Path, capsys: pytest.CaptureFixture) -> None:
+    assert quantize.main([f"run={made}", "quant.rounding.block=16"]) == 0
+    again = results_beside(made)["quant.rounding.block_16"]
+    first = json.loads((made / "result.json").read_text())
+    assert (again["folder"] / "artifact.golf").read_bytes() == (made / "artifact.golf").read_bytes()
+    assert again["parent"] == first["fingerprint"] and again["fingerprint"] != first["fingerprint"]
+    assert set(first) <= set(again)
+    for key in ("val_bpb", "raw_bpb", "pre_quant_bpb", "quant_gap_bpb", "steps", "cap_bytes", "params"):
+        assert again[key] == first[key], key
+    assert again["phases"]["calibrate"]["reads"] == ["train"]
+    assert again["counted_seconds"] > first["train_seconds"]
+    assert "quant gap" in capsys.readouterr().out
+
+
+def test_another_quantiser_is_the_run_that_would_have_trained_with_it(made: Path, toy_folder: Path) -> None:
+    assert quantize.main([f"run={made}", "quant=int8", "codec=entropy"]) == 0
+    found = results_beside(made)["int8-entropy"]
+    trained = compose(toy_overrides(toy_folder, ["quant=int8", "codec=entropy"]))
+    source = open_source(made)
+    assert found["fingerprint"] == fingerprint(trained, source.prepared.digest)
+    assert found["artifact_bytes"] == (found["folder"] / "artifact.golf").stat().st_size
+    assert found["phases"]["calibrate"]["seconds"] == 0
+    before = (found["folder"] / "result.json").stat().st_mtime_ns
+    assert quantize.main([f"run={made}", "quant=int8", "codec=entropy"]) == 0
+    assert (found["folder"] / "result.json").stat().st_mtime_ns == before, "a finished cell is not made again"
+
+
+def test_a_grid_has_a_line_for_each_cell(made: Path, capsys: pytest.CaptureFixture) -> None:
+    assert quantize.main(["-m", f"run={made}", "quant=fp16,int6", "codec=zlib,brotli"]) == 0
+    printed = capsys.readouterr().out
+    for label in ("fp16-zlib", "fp16-brotli", "int6-zlib", "int6-brotli"):
+        assert label in printed and label in results_beside(made)
+    half, int6 = (results_beside(made)[label] for label in ("fp16-zlib", "int6-zlib"))
+    assert abs(half["quant_gap_bpb"]) < abs(int6["quant_gap_bpb"]) and int6["artifact_bytes"] < half["artifact_bytes"]
+
+
+def test_contents_have_a_line_for_each_tensor(made: Path, capsys: pytest.CaptureFixture) -> None:
+    assert quantize.main([f"inspect={made / 'artifact.golf'}"]) == 0
+    printed = capsys.readouterr().out
+    weights = set(open_source(made).run.model.build_on_meta().state_dict())
+    assert all(name in printed for name in weights)
+    line = next(line for line in printed.splitlines() if "blocks.0.mlp.up.weight" in line)
+    cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+    assert cells[1:3] == ["64 x 32", "int6"] and 2 < float(cells[4]) < 6 and 1e-5 < float(cells[7]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["quant=int8"], "run=(none): name the folder"),
+        (["run=MADE", "model.dim=64"], "model.dim=64: only quant, codec, eval can change"),
+        (["run=MADE", "quant=int8,int6"], "quant: several values; add -m"),
+        (["run=MADE", "quant=nope"], "quant/nope"),
+        (["run=MADE", "quant.rounding.damping=0"], "quant.rounding.damping=0"),
+        (["run=/absent", "quant=int8"], "run=/absent: no finished run"),
+        (["inspect=/absent"], "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, made: Path, capsys: pytest.CaptureFixture) -> None:
+    before = sorted(made.parents[1].rglob("result.json"))
+    assert quantize.main([argument.replace("MADE", str(made)) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and len(captured.err.strip().splitlines()) == 1
+    assert sorted(made.parents[1].rglob("result.json")) == before
