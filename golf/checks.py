@@ -8,6 +8,7 @@ from golf.dist import pick_device
 from golf.errors import UserError
 from golf.late import LateConfig
 from golf.models.kernels import choose_backend
+from golf.models.lm import LM
 from golf.nodes import configs
 from golf.qat import rounding_formats
 from golf.schedules import Start, Tick
@@ -26,7 +27,7 @@ def check(run: Run) -> None:
     choose_backend(run.compute.attention, device, run.model.mixer.kernel_channels(run.model.dim))
     model = run.model.build_on_meta()
     run.optimizer.factors(model)
-    run.quant.assign(model.stored_roles())
+    check_storage(run, model)
     shortest = min(shape.length for shape in batches.shapes)
     for name, part in run.model.auxiliary.items():
         if part is not None and shortest < part.shortest():
@@ -39,7 +40,6 @@ def check(run: Run) -> None:
     _check_starts(run)
     if run.late is not None:
         _check_late(run, run.late)
-    run.chosen_codec.check()
     run.log.check()
 
 
@@ -61,6 +61,19 @@ def _check_late(run: Run, late: LateConfig) -> None:
         raise UserError("late: this stage learns from averaged weights; choose some, such as average=ema")
     if run.budget.clock == "steps" and steps is not None and round(late.share * steps) == 0:
         raise UserError(f"late.share={late.share} of {steps} steps is none; try late.share={1 / steps:.2g}")
+
+
+def check_storage(run: Run, model: LM) -> None:
+    """Raise UserError where the quantiser or the codec can't store this model."""
+    roles = model.stored_roles()
+    run.quant.assign(roles)
+    run.chosen_codec.check()
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if run.quant.fit and not run.quant.dialled(shapes, roles):
+        raise UserError(
+            "quant.fit=true: the steps of this quantiser are tied to the largest weights, or there are none, so that "
+            "nothing can be dialled; take steps in standard deviations, such as quant=int6_sdclip, or quant.fit=false"
+        )
 
 
 def check_data(run: Run, prepared: Prepared) -> None:

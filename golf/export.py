@@ -3,6 +3,7 @@
 import math
 import statistics
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from golf.ledger import Ledger
 from golf.legality import broken_rules
 from golf.loop import LoopState, Trained
 from golf.models.lm import LM
-from golf.quant.calibration import Source, measure
+from golf.quant.allocation import fit
+from golf.quant.calibration import Source, gradient_power, measure
 from golf.rundir import RunDir
 from golf.scoring import Scoring
 from golf.sinks import Sink
@@ -60,9 +62,12 @@ def export(
 
     # ---------------------------------------------------------------- the artifact, written and read back
     with averager.applied(model):
-        hessians = calibrate(run, prepared, model, ranks, ledger)
+        measured = calibrate(run, prepared, model, ranks, ledger)
+    fitted: dict[str, Any] = {}
     if ranks.first:
-        store(run, prepared, weights, averager.name(), model.stored_roles(), folder.artifact, ledger, hessians)
+        fitted = store(run, prepared, weights, averager.name(), model.stored_roles(), folder.artifact, ledger, measured)
+        if fitted:
+            sinks.note(told(fitted, run.cap_bytes))
     ranks.barrier()
 
     # ---------------------------------------------------------------- scores of what was read back
@@ -71,6 +76,7 @@ def export(
         **score_artifact(run, folder.artifact, model, averager.name(), scoring, pre_quant.bpb, ranks, sinks, ledger),
         **_time_part(run, state, ledger),
         "quant_seconds": quant_seconds(ledger),
+        "fit": fitted or None,
         "average": averager.name(),
         "peak_memory_bytes": _peak_memory(ranks.device),
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
@@ -111,11 +117,20 @@ def score_artifact(
     }
 
 
-def calibrate(run: Run, prepared: Prepared, model: LM, ranks: Ranks, ledger: Ledger) -> dict[str, Tensor]:
-    """What the model's weights meet, by parameter name; nothing where this quantiser doesn't ask. All ranks call it."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a calibration found, by parameter name: the inputs' means of x x^T, the power of gradients."""
+
+    hessians: dict[str, Tensor]
+    power: dict[str, float]
+
+
+def calibrate(run: Run, prepared: Prepared, model: LM, ranks: Ranks, ledger: Ledger) -> Measured:
+    """Measure what this quantiser asks for, which may be nothing. All ranks call it."""
     config = run.quant.calibration
-    if not run.quant.reads_hessians:
-        return {}
+    hessians, gradients = run.quant.reads_hessians, run.quant.allocation.reads_gradients
+    if not hessians and not gradients:
+        return Measured({}, {})
     source = Source(
         model=model,
         length=run.batch.sequence_length,
@@ -131,7 +146,9 @@ def calibrate(run: Run, prepared: Prepared, model: LM, ranks: Ranks, ledger: Led
         ),
     )
     with ledger.phase("calibrate", *([run.loader.split] if config.reads_training else [])):
-        return measure(config, source)
+        return Measured(
+            measure(config, source) if hessians else {}, gradient_power(config, source) if gradients else {}
+        )
 
 
 def store(
@@ -142,21 +159,46 @@ def store(
     roles: dict[str, str],
     path: Path,
     ledger: Ledger,
-    hessians: dict[str, Tensor],
-) -> None:
-    """Quantise and write the artifact file: the weights that `roles` names. name: of their average."""
+    measured: Measured,
+) -> dict[str, Any]:
+    """Quantise and write the artifact file: the weights that `roles` names. name: of their average.
+
+    With quant.fit the widths of steps are searched; what that came to is returned, else nothing.
+    """
+    kept = {key: weights[key] for key in roles}
+    dialled = {key: kept[key] for key in run.quant.dialled({key: tuple(w.shape) for key, w in kept.items()}, roles)}
     with ledger.phase("quantise"):
-        stored = run.quant.quantize({name: weights[name] for name in roles}, roles, hessians)
-    with ledger.phase("encode"):
-        write_artifact(
-            path,
-            model=run.model.exported(),
-            stored=stored,
-            weights=name,
-            quant=run.quant,
-            codec=run.chosen_codec,
-            tokenizer=prepared.tokenizer_sha256,
-        )
+        shares = run.quant.allocation.factors(dialled, measured.power)
+
+    def write(factor: float) -> int:
+        with ledger.phase("quantise"):
+            widths = {key: share * factor for key, share in shares.items()}
+            stored = run.quant.quantize(kept, roles, measured.hessians, widths)
+        with ledger.phase("encode"):
+            return write_artifact(
+                path,
+                model=run.model.exported(),
+                stored=stored,
+                weights=name,
+                quant=run.quant,
+                codec=run.chosen_codec,
+                tokenizer=prepared.tokenizer_sha256,
+            )
+
+    if not run.quant.fit:
+        write(1.0)
+        return {}
+    found = fit(write, run.cap_bytes, run.quant.fit_margin, sum(w.numel() for w in dialled.values()))
+    if path.stat().st_size != found.size_bytes:
+        write(found.factor)
+    return asdict(found)
+
+
+def told(fitted: dict[str, Any], cap_bytes: int) -> str:
+    """What a fit chose, in a line."""
+    size, factor = fitted["size_bytes"], fitted["factor"]
+    reason = "" if fitted["full"] else "; no width of steps comes nearer"
+    return f"fit: steps times {factor:.3f} make {size:,} of {cap_bytes:,} bytes ({fitted['tries']} files tried{reason})"
 
 
 def _score_part(run: Run, weights: str, pre_quant_bpb: float, scores: dict[str, Score]) -> dict[str, Any]:

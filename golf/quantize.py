@@ -23,11 +23,12 @@ from rich.table import Table
 from golf import result as results
 from golf.artifact.contents import contents
 from golf.checkpoint import load_tensors
+from golf.checks import check_storage
 from golf.compose import compose, compose_whole
 from golf.errors import RunError, UserError
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source, requantise
-from golf.sinks import Sink
+from golf.sinks import ConsoleSink
 from hydra_plugins.golf_sweeper import plan_of
 
 CHANGEABLE = ("quant", "codec", "eval")
@@ -80,8 +81,10 @@ def run_cells(given: list[str], several: bool) -> None:
             started = [*overrides, *(["rerun=true"] if own.get("rerun") == "true" else [])]
             composed = compose(with_overrides(source, [o for o in started if key_of(o) != "label"]))
             folder = sweep_label(own.get("sweep") or f"requantised-{source.folder.path.name}", [])
-            cells.append((source, changed(source, composed, f"{source.run.label}-{name}"[:100], folder)))
-    rows = [requantise(source, run, Sink(), ["golf/quantize.py", *given]) for source, run in cells]
+            run = changed(source, composed, f"{source.run.label}-{name}"[:100], folder)
+            check_storage(run, run.model.build_on_meta())
+            cells.append((source, run))
+    rows = [requantise(source, run, ConsoleSink(None), ["golf/quantize.py", *given]) for source, run in cells]
     if len(rows) == 1:
         results.show(rows[0][1])
         print(f"\n{rows[0][0].path}")

@@ -9,7 +9,7 @@ from golf.checkpoint import load_tensors
 from golf.config import Run, fingerprint, typed
 from golf.dist import Ranks, pick_device, pick_precision
 from golf.errors import UserError
-from golf.export import calibrate, quant_seconds, score_artifact, store
+from golf.export import calibrate, quant_seconds, score_artifact, store, told
 from golf.launcher import jobs
 from golf.ledger import Ledger
 from golf.models.kernels import choose_backend
@@ -63,8 +63,10 @@ def requantise(source: Source, run: Run, sinks: Sink, command: list[str]) -> tup
         weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
         ledger, average = Ledger(), source.result["average"]
         ledger.add("train", source.result["train_seconds"], tuple(source.result["phases"]["train"]["reads"]))
-        hessians = calibrate(run, prepared, model, ranks, ledger)
-        store(run, prepared, weights, average, model.stored_roles(), folder.artifact, ledger, hessians)
+        found = calibrate(run, prepared, model, ranks, ledger)
+        fitted = store(run, prepared, weights, average, model.stored_roles(), folder.artifact, ledger, found)
+        if fitted:
+            sinks.note(told(fitted, run.cap_bytes))
         scoring = Scoring(run.eval, prepared, ranks)
         pre_quant_bpb = source.result["pre_quant_bpb"]
         if run.eval != source.run.eval:
@@ -77,6 +79,7 @@ def requantise(source: Source, run: Run, sinks: Sink, command: list[str]) -> tup
             "counted_seconds": counted,
             "in_time": limit is None or counted <= limit + source.result["step_ms_mean"] / 1000,
             "quant_seconds": quant_seconds(ledger),
+            "fit": fitted or None,
             "eval_seconds": ledger.phases["eval"]["seconds"],
             "wall_seconds": sum(phase["seconds"] for phase in ledger.phases.values()),
             "device": source.result["device"] if ranks.device.type == "cuda" else "cpu",

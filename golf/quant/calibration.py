@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from golf.dist import Ranks
 from golf.fields import positive
+from golf.losses import CROSS_ENTROPY, NLL
 from golf.models.linear import Dense
 from golf.models.lm import LM
 from golf.tokens.loader import Loader
@@ -99,6 +100,29 @@ class RandomTextConfig(CalibrationConfig):
         generator = torch.Generator().manual_seed(source.seed + source.ranks.rank)
         for rows in self._rows(source):
             yield torch.randint(len(source.model.embed.table_VD), (rows, source.length), generator=generator)
+
+
+def gradient_power(config: CalibrationConfig, source: Source) -> dict[str, float]:
+    """parameter name -> mean square of the derivative of a pass's mean loss by one of its weights, over all passes."""
+    model, ranks = source.model, source.ranks
+    trained = {name: p for name, p in model.named_parameters() if not name.startswith("auxiliary.")}
+    before = {name: p.requires_grad for name, p in trained.items()}
+    sums = torch.zeros(len(trained) + 1, dtype=torch.float64, device=ranks.device)
+    loss, model.loss = model.loss, CROSS_ENTROPY
+    try:
+        model.requires_grad_(True)
+        for ids_BT in config.passes(source):
+            ids_BT = ids_BT.to(ranks.device)
+            nll = model(ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous())[NLL]
+            found = torch.autograd.grad(nll, list(trained.values()), allow_unused=True)
+            squares = [torch.zeros(()) if g is None else g.double().square().mean() for g in found]
+            sums += torch.stack([*(s.to(ranks.device) for s in squares), torch.ones((), device=ranks.device)]).double()
+    finally:
+        model.loss = loss
+        for name, p in trained.items():
+            p.requires_grad_(before[name])
+    *powers, passes = ranks.sum_(sums).tolist()
+    return {name: power / passes for name, power in zip(trained, powers, strict=True)}
 
 
 class Inputs:

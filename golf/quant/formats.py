@@ -12,7 +12,7 @@ from torch import Tensor
 from golf.errors import UserError
 from golf.fields import between, one_of, positive
 from golf.quant.grid import stored_step
-from golf.quant.rounding import NEAREST, RoundingConfig
+from golf.quant.rounding import PLAIN, How
 from golf.quant.steps import StepConfig
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,9 +29,8 @@ class FormatConfig:
         """Whether encode() wants what a calibration measures, beside what the rounding wants."""
         return False
 
-    def encode(self, w_B: Tensor, rounding: RoundingConfig = NEAREST, hessian_BII: Tensor | None = None) -> Parts:
-        """Parts of a stack of tensors, each with the stack's axis first. hessian_BII: mean of x x^T over the inputs of
-        each matrix, where they were measured."""
+    def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
+        """Parts of a stack of tensors, each with the stack's axis first."""
         raise NotImplementedError
 
     def decode(self, parts: Parts) -> Tensor:
@@ -44,6 +43,10 @@ class FormatConfig:
 
     def rounds(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape becomes integers, which training may want to see."""
+        return False
+
+    def dials(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can have steps of any width (How.widen_B): bytes against error, smoothly."""
         return False
 
     def predict_bits(self, shape: tuple[int, ...]) -> float:
@@ -60,7 +63,7 @@ class FloatConfig(FormatConfig):
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, tuple(FLOATS))
 
-    def encode(self, w_B: Tensor, rounding: RoundingConfig = NEAREST, hessian_BII: Tensor | None = None) -> Parts:
+    def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
         return {"value": _to_float(w_B, FLOATS[self.dtype])}
 
     def decode(self, parts: Parts) -> Tensor:
@@ -113,7 +116,7 @@ class IntConfig(FormatConfig):
     def limit(self) -> int:
         return 2 ** (self.bits - 1) - 1
 
-    def encode(self, w_B: Tensor, rounding: RoundingConfig = NEAREST, hessian_BII: Tensor | None = None) -> Parts:
+    def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
         shape = tuple(w_B.shape[1:])
         if self._half(shape):
             return {"half": _to_float(w_B, torch.float16)}
@@ -121,11 +124,14 @@ class IntConfig(FormatConfig):
         rows = self._rows(shape)
         w_BRC = w_BOI.reshape(len(w_B), rows, -1)
         importance = None
-        if hessian_BII is not None:
-            importance = hessian_BII.diagonal(dim1=1, dim2=2)[:, None].expand_as(w_BOI).reshape(w_BRC.shape)
-        step_BR1 = stored_step(self.steps.steps(w_BRC, self.limit, importance))
+        if how.hessian_BII is not None:
+            importance = how.hessian_BII.diagonal(dim1=1, dim2=2)[:, None].expand_as(w_BOI).reshape(w_BRC.shape)
+        step_BR1 = self.steps.steps(w_BRC, self.limit, importance)
+        if how.widen_B is not None and self.steps.dial:
+            step_BR1 = step_BR1 * how.widen_B[:, None, None]
+        step_BR1 = stored_step(step_BR1)
         step_BOI = step_BR1.expand_as(w_BRC).reshape(w_BOI.shape)
-        codes = rounding.round(w_BOI, step_BOI, self.limit, hessian_BII)
+        codes = how.rounding.round(w_BOI, step_BOI, self.limit, how.hessian_BII)
         return {"codes": codes.view(w_B.shape), "scale": step_BR1.half().flatten(1)}
 
     def decode(self, parts: Parts) -> Tensor:
@@ -150,6 +156,9 @@ class IntConfig(FormatConfig):
 
     def rounds(self, shape: tuple[int, ...]) -> bool:
         return not self._half(shape)
+
+    def dials(self, shape: tuple[int, ...]) -> bool:
+        return self.steps.dial and self.rounds(shape)
 
     def _rows(self, shape: tuple[int, ...]) -> int:
         """How many steps a tensor of this shape has. Raises UserError where its columns can't be shared out."""

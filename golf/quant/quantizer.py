@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from golf.artifact.codecs import CodecConfig
+from golf.fields import between
+from golf.quant.allocation import AllocationConfig
 from golf.quant.calibration import CalibrationConfig
 from golf.quant.formats import FormatConfig, Parts
-from golf.quant.rounding import RoundingConfig
+from golf.quant.rounding import How, RoundingConfig
 from golf.roles import assign, check_table
 
 MOST_STACKED = 2**26  # numbers: stacks of like tensors are cut there, to bound memory
@@ -25,8 +27,11 @@ class Stored:
 
 @dataclass(kw_only=True, slots=True)
 class QuantConfig:
-    """formats by name; roles and names (patterns) map parameters to formats; how weights go to a format's grid, and the
-    text that shows what that costs; the codec that suits them."""
+    """formats by name; roles and names (patterns) map parameters to formats; how weights go to a format's grid; the
+    text that shows what they meet; which tensors get the finer steps; the codec that suits them.
+
+    fit: steps are widened or refined, all by one factor, until the file fills the cap but for fit_margin of it.
+    """
 
     formats: dict[str, FormatConfig]
     roles: dict[str, str]
@@ -34,32 +39,48 @@ class QuantConfig:
     default: str | None
     rounding: RoundingConfig
     calibration: CalibrationConfig
+    allocation: AllocationConfig
+    fit: bool
+    fit_margin: float
     codec: CodecConfig
 
     def __post_init__(self) -> None:
         check_table(self.roles, self.names, self.default, self.formats)
+        between(0, 0.1, fit_margin=self.fit_margin)
 
     @property
     def reads_hessians(self) -> bool:
         """Whether a calibration is to run; else the text that it would take is not touched."""
         return self.rounding.reads_hessians or any(chosen.reads_hessians for chosen in self.formats.values())
 
+    def dialled(self, shapes: Mapping[str, tuple[int, ...]], roles: dict[str, str]) -> list[str]:
+        """The parameters whose steps can have any width."""
+        claimed = self.assign(roles)
+        return [name for name in roles if self.formats[claimed[name]].dials(shapes[name])]
+
     def assign(self, roles: dict[str, str]) -> dict[str, str]:
         """parameter name -> format name, every parameter once."""
         return assign(roles, roles=self.roles, names=self.names, default=self.default, path="quant")
 
     def quantize(
-        self, weights: dict[str, Tensor], roles: dict[str, str], hessians: Mapping[str, Tensor] | None = None
+        self,
+        weights: dict[str, Tensor],
+        roles: dict[str, str],
+        hessians: Mapping[str, Tensor] | None = None,
+        widen: Mapping[str, float] | None = None,
     ) -> dict[str, Stored]:
-        """Store every weight by its role's format; nothing is changed in place. All by parameter name; hessians:
-        mean of x x^T over a matrix's inputs, where they were measured."""
-        claimed, measured = self.assign(roles), hessians or {}
+        """Store every weight by its role's format; nothing is changed in place. All by parameter name.
+
+        hessians: mean of x x^T over a matrix's inputs, where they were measured; widen: what steps are multiplied by.
+        """
+        claimed, measured, widths = self.assign(roles), hessians or {}, widen or {}
         stored: dict[str, Stored] = {}
         for names in self._stacks(weights, claimed, measured):
             chosen = claimed[names[0]]
             w_B = torch.stack([weights[name].detach().cpu() for name in names])
             hessian_BII = torch.stack([measured[name].cpu() for name in names]) if names[0] in measured else None
-            parts = self.formats[chosen].encode(w_B, self.rounding, hessian_BII)
+            widen_B = torch.tensor([widths.get(name, 1.0) for name in names])
+            parts = self.formats[chosen].encode(w_B, How(self.rounding, hessian_BII, widen_B))
             for index, name in enumerate(names):
                 stored[name] = Stored(chosen, {part: value[index] for part, value in parts.items()})
         return {name: stored[name] for name in weights}

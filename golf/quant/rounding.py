@@ -30,4 +30,14 @@ class NearestConfig(RoundingConfig):
         return round_to_grid(w_BOI, step_BOI, limit)
 
 
-NEAREST = NearestConfig()
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a stack of B tensors is encoded. hessian_BII: mean of x x^T over each matrix's inputs, where it was measured;
+    widen_B: what the steps of each tensor are multiplied by, in formats that have a dial."""
+
+    rounding: RoundingConfig
+    hessian_BII: Tensor | None = None
+    widen_B: Tensor | None = None
+
+
+PLAIN = How(NearestConfig())

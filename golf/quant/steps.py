@@ -4,6 +4,7 @@ The last code of a grid is `limit`: steps are some magnitude of the row, divided
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from golf.quant.grid import round_to_grid, stored_step
 
 @dataclass(kw_only=True, slots=True)
 class StepConfig:
-    """The slot."""
+    """The slot. dial: whether its steps may be made wider or finer at will, without weights that no code reaches."""
+
+    dial: ClassVar[bool] = False
 
     @property
     def reads_hessians(self) -> bool:
@@ -139,6 +142,8 @@ class SDClipConfig(StepConfig):
     by_hessian: rows whose weights meet strong inputs get wider steps (record 1.0835: 0.175): k sigma (1 + by_hessian
     (i - 1)), i the mean of |weight| times its input's share, 1 on average. 0: the rows are alike.
     """
+
+    dial: ClassVar[bool] = True
 
     k: float
     by_hessian: float

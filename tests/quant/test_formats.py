@@ -20,6 +20,7 @@ from golf.config import Run
 from golf.errors import UserError
 from golf.nodes import plain, rebuild
 from golf.quant.formats import FloatConfig, FormatConfig, IntConfig, decode_one, gaussian_entropy
+from golf.quant.rounding import How, NearestConfig
 from golf.quant.steps import LeastErrorConfig, MaxAbsConfig, QuantileConfig, SDClipConfig, SearchConfig, StepConfig
 from golf.roles import roles_of
 
@@ -126,7 +127,7 @@ def test_rows_on_strong_inputs_get_wider_steps() -> None:
     w_BOI[..., ::2] *= -1
     power_I = torch.tensor([9.0] * 4 + [1.0] * 4)
     chosen = row_int(6, SDClipConfig(k=10.0, by_hessian=0.2))
-    with_hessian = chosen.encode(w_BOI, hessian_BII=torch.diag(power_I)[None])["scale"][0].float()
+    with_hessian = chosen.encode(w_BOI, How(NearestConfig(), torch.diag(power_I)[None]))["scale"][0].float()
     without = chosen.encode(w_BOI)["scale"][0].float()
     strong = (4 * 9 * 1 + 4 * 1 * 0.1) / (4 * 9 * 0.1 + 4 * 1 * 1)  # the first row's importance over the second's
     expected = torch.tensor([2 * strong / (1 + strong), 2 / (1 + strong)])

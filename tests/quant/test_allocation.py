@@ -1,0 +1,102 @@
+"""Which tensors get the finer steps, and files that fill the cap."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from golf.checks import check
+from golf.compose import CONF
+from golf.config import Run
+from golf.errors import UserError
+from golf.export import Measured, store
+from golf.ledger import Ledger
+from golf.losses import NLL
+from golf.quant.allocation import Fit, WaterfillConfig, fit
+from golf.quant.calibration import gradient_power
+from tests.quant.test_calibration import Given, ids, model_of, source
+
+Toy = Callable[..., Run]
+QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
+
+
+def test_power_is_the_mean_square_gradient(toy: Toy) -> None:
+    model = model_of(toy("loss=[entropy_weighted]"))
+    passes = [ids(3), ids(2, seed=1)]
+    found = gradient_power(Given(*passes), source(model))
+    expected = dict.fromkeys(found, 0.0)
+    for ids_BT in passes:
+        model.zero_grad()
+        model(ids_BT[:, :-1], ids_BT[:, 1:])[NLL].backward()
+        for name, parameter in model.named_parameters():
+            expected[name] += parameter.grad.double().square().mean().item() / 2
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_water_levels_all_by_curvature() -> None:
+    """c d^2 is alike everywhere, and the bits of all weights together stay."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, spreads = {"a": 400, "b": 900, "c": 100}, {"a": 1.0, "b": 0.2, "c": 3.0}
+    weights = {name: torch.randn(size, generator=generator) * spreads[name] for name, size in sizes.items()}
+    power = {"a": 1e-4, "b": 3e-4, "c": 2e-5}
+    factors = WaterfillConfig(strength=1.0, most=100.0).factors(weights, power)
+    felt = {name: power[name] * (factors[name] * weights[name].std().item()) ** 2 for name in weights}
+    assert felt["a"] == pytest.approx(felt["b"]) == pytest.approx(felt["c"])
+    assert sum(sizes[name] * math.log(factors[name]) for name in sizes) == pytest.approx(0, abs=1e-6)
+    assert WaterfillConfig(strength=0.0, most=8.0).factors(weights, power) == dict.fromkeys(weights, 1.0)
+    assert max(WaterfillConfig(strength=2.0, most=1.5).factors(weights, power).values()) == pytest.approx(1.5)
+
+
+def test_a_fit_finds_the_size_in_a_few_files() -> None:
+    for cap in (60_000, 100_000, 139_000):
+        sizes: list[int] = []
+
+        def size_of(factor: float, sizes: list[int] = sizes) -> int:
+            sizes.append(round(100_000 - 25_000 * math.log2(factor) + 200 * math.sin(10 * factor)))
+            return sizes[-1]
+
+        found = fit(size_of, cap, 0.001, 190_000)
+        assert found.fits and found.full and 0.995 * cap <= found.size_bytes <= 0.999 * cap
+        assert found.tries == len(sizes) <= 6
+
+
+def test_a_fit_that_cannot_be_says_so() -> None:
+    never = fit(lambda factor: 1000, 900, 0.001, 10)
+    assert never == Fit(never.factor, 1000, never.tries, False, False)
+    ends = fit(lambda factor: min(800, round(500 / factor)), 900, 0.001, 4000)
+    assert ends.fits and not ends.full and ends.size_bytes == 800
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_every_quantiser_fills_a_cap_or_says_why_not(quant: str, toy: Toy, tmp_path: Path) -> None:
+    sizes = ["model.dim=128", "data.vocab_size=384"]
+    try:
+        check(toy(f"quant={quant}", "quant.fit=true", *sizes))
+    except UserError as error:
+        assert str(error).startswith("quant.fit=true: the steps of this quantiser are tied to the largest weights")
+        assert quant not in ("int6_sdclip", "int7_embed", "waterfill")
+        return
+    assert quant in ("int6_sdclip", "int7_embed", "waterfill")
+    run = toy(f"quant={quant}", "quant/rounding=nearest", *sizes)
+    torch.manual_seed(0)
+    model = run.model.build()
+    weights = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    prepared = run.data.prepare(Path(run.data_dir), log=lambda line: None)
+    measured = Measured({}, {name: 1.0 + len(name) for name in weights})
+
+    def made(**changes: object) -> tuple[int, dict]:
+        for key, value in changes.items():
+            setattr(run if key == "cap_bytes" else run.quant, key, value)
+        path = tmp_path / "artifact.golf"
+        told = store(run, prepared, weights, "last", model.stored_roles(), path, Ledger(), measured)
+        return path.stat().st_size, told
+
+    natural, nothing = made()
+    assert nothing == {}
+    for share in (0.6, 0.95, 1.4):
+        cap = round(share * natural)
+        size, told = made(cap_bytes=cap, fit=True)
+        assert 0.995 * cap <= size <= cap and told["size_bytes"] == size and told["full"], (share, told)
