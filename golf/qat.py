@@ -86,7 +86,7 @@ class Rounded(nn.Module):
 
 def _round(weight: Tensor, chosen: FormatConfig, strength: Tensor) -> Tensor:
     with torch.no_grad():
-        stored = chosen.decode(chosen.encode(weight[None]))[0]
+        stored = chosen.decode(chosen.encode(weight[None]), tuple(weight.shape))[0]
         seen = torch.lerp(weight.float(), stored, strength).to(weight.dtype)
     return _StraightThrough.apply(weight, seen)
 

@@ -13,7 +13,7 @@ from golf.errors import UserError
 from golf.loop import as_it_is
 from golf.models.lm import LM
 from golf.qat import QAT, Rounded, rounding_formats
-from golf.quant.formats import FormatConfig, decode_one
+from golf.quant.formats import FormatConfig, IntConfig, decode_one
 from golf.schedules import Tick
 from tests.conftest import composed
 
@@ -21,6 +21,11 @@ from tests.conftest import composed
 def integers(formats: dict[str, FormatConfig]) -> list[str]:
     """Those of a quantiser's formats that round matrices."""
     return [name for name, chosen in formats.items() if chosen.rounds((512, 512))]
+
+
+def grids(formats: dict[str, FormatConfig]) -> list[str]:
+    """Those with bits to set."""
+    return [name for name, chosen in formats.items() if isinstance(chosen, IntConfig)]
 
 
 QUANTS = [
@@ -53,13 +58,16 @@ def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: in
     changes = {"bits": bits, "half_below": "null"}
     run = toy(
         f"quant={quant}",
-        *(f"quant.formats.{name}.{key}={changes[key]}" for name in integers(whole) for key in changes),
+        *(f"quant.formats.{name}.{key}={changes[key]}" for name in grids(whole) for key in changes),
     )
     model = moved(run)
     roles = model.stored_roles()
     weights = weights_of(model)
     stored = run.quant.quantize({name: weights[name] for name in roles}, roles)
-    back = {name: decode_one(run.quant.formats[kept.format], kept.parts) for name, kept in stored.items()}
+    back = {
+        name: decode_one(run.quant.formats[kept.format], kept.parts, tuple(weights[name].shape))
+        for name, kept in stored.items()
+    }
     seen = Rounded(model, rounding_formats(model, run.quant)).weights()
     assert {"embed.table_VD", "stack.blocks.0.mlp.up.weight"} <= set(seen)
     for name, weight in seen.items():

@@ -41,9 +41,10 @@ def contents(path: Path, weights: dict[str, Tensor] | None = None) -> tuple[Arti
     A codec that learns over tensors stores them all in less than the sum of what they take alone.
     """
     artifact = read_artifact(path)
+    shapes = {name: tuple(parameter.shape) for name, parameter in artifact.model.named_parameters()}
     lines = []
     for name, kept in artifact.stored.items():
-        w = decode_one(artifact.formats[kept.format], kept.parts)
+        w = decode_one(artifact.formats[kept.format], kept.parts, shapes[name])
         error = None
         if weights is not None:
             before = weights[name].float()

@@ -35,7 +35,7 @@ PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 16_000_000
 MAX_LAYERS = 4096
 MAX_PAYLOAD_BYTES = 2**31  # far above what any cap admits: a reader's bound on memory
-DTYPES = {"i8": torch.int8, "f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"i8": torch.int8, "u8": torch.uint8, "f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16}
 UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 CONFIG_PACKAGES = ("golf.models", "golf.quant", "golf.artifact")
 
@@ -145,7 +145,8 @@ def _parse(blob: bytes) -> Artifact:
         raise ValueError("its tensor table does not add up to its payload")
     values = iter(codec.decode(blob[PREFIX.size + header_bytes :], sections))
     stored = {name: Stored(tensors[name][0], {part: next(values) for part in layout}) for name, layout in table.items()}
-    weights = {name: decode_one(formats[tensor.format], tensor.parts) for name, tensor in stored.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in shell.named_parameters()}
+    weights = {name: decode_one(formats[kept.format], kept.parts, shapes[name]) for name, kept in stored.items()}
     shell.load_state_dict(weights, assign=True, strict=True)
     return Artifact(shell.requires_grad_(False), header, len(blob), formats, codec, stored)
 

@@ -22,7 +22,7 @@ Parts = dict[str, Tensor]
 
 @dataclass(kw_only=True, slots=True)
 class FormatConfig:
-    """The slot. encode is pure; decode(encode(w_B)) has w_B's shape, in fp32."""
+    """The slot. encode is pure; decode(encode(w_B), shape) has w_B's shape, in fp32."""
 
     @property
     def reads_hessians(self) -> bool:
@@ -33,8 +33,8 @@ class FormatConfig:
         """Parts of a stack of tensors, each with the stack's axis first."""
         raise NotImplementedError
 
-    def decode(self, parts: Parts) -> Tensor:
-        """The stack that these parts give back."""
+    def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        """The stack that these parts give back; shape: of one of its tensors."""
         raise NotImplementedError
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -66,7 +66,7 @@ class FloatConfig(FormatConfig):
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
         return {"value": _to_float(w_B, FLOATS[self.dtype])}
 
-    def decode(self, parts: Parts) -> Tensor:
+    def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         return parts["value"].float()
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -76,9 +76,9 @@ class FloatConfig(FormatConfig):
         return math.prod(shape) * FLOATS[self.dtype].itemsize * 8
 
 
-def decode_one(chosen: FormatConfig, parts: Parts) -> Tensor:
+def decode_one(chosen: FormatConfig, parts: Parts, shape: tuple[int, ...]) -> Tensor:
     """The tensor that the parts of one tensor give back, in fp32."""
-    return chosen.decode({part: value[None] for part, value in parts.items()})[0]
+    return chosen.decode({part: value[None] for part, value in parts.items()}, shape)[0]
 
 
 def _to_float(w: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,7 +134,7 @@ class IntConfig(FormatConfig):
         codes = how.rounding.round(w_BOI, step_BOI, self.limit, how.hessian_BII)
         return {"codes": codes.view(w_B.shape), "scale": step_BR1.half().flatten(1)}
 
-    def decode(self, parts: Parts) -> Tensor:
+    def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         if "half" in parts:
             return parts["half"].float()
         codes, scale_BR = parts["codes"], parts["scale"].float()

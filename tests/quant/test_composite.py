@@ -1,0 +1,117 @@
+"""Formats around or beside the integer grid: few values, rotations, low-rank corrections."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from golf.errors import UserError
+from golf.quant.formats import FormatConfig
+from golf.quant.lqer import LQERConfig
+from golf.quant.rotation import RotatedConfig, rotated
+from golf.quant.ternary import FewValuesConfig, pack, unpack
+from tests.quant.test_formats import gaussian, row_int
+
+
+def few(values: int = 3, packed: bool = False, fix: bool = True, group: int = 8) -> FewValuesConfig:
+    return FewValuesConfig(values=values, group=group, packed=packed, shrinkage_fix=fix)
+
+
+def back(chosen: FormatConfig, w_B: Tensor) -> Tensor:
+    """There and back, with what a reader is told checked on the way."""
+    shape = tuple(w_B.shape[1:])
+    parts = chosen.encode(w_B)
+    assert {name: (part.dtype, tuple(part.shape[1:])) for name, part in parts.items()} == chosen.layout(shape)
+    found = chosen.decode(parts, shape)
+    assert found.shape == w_B.shape and found.dtype == torch.float32
+    return found
+
+
+@pytest.mark.parametrize("values", [2, 3])
+@pytest.mark.parametrize("count", [1, 5, 8, 23])
+def test_packed_codes_come_back(values: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    choices = torch.tensor([-1, 1] if values == 2 else [-1, 0, 1], dtype=torch.int8)
+    code_BN = choices[torch.randint(len(choices), (3, count), generator=generator)]
+    packed = pack(code_BN, values)
+    assert packed.shape == (3, -(-count // (8 if values == 2 else 5))) and torch.equal(
+        unpack(packed, values, count), code_BN
+    )
+
+
+def test_a_byte_that_is_no_five_trits_is_refused() -> None:
+    with pytest.raises(ValueError, match="larger than five trits"):
+        unpack(torch.tensor([[243]], dtype=torch.uint8), 3, 5)
+
+
+@pytest.mark.parametrize("values", [2, 3])
+def test_few_values_are_the_group_mean_or_nothing(values: int) -> None:
+    w_BOI = gaussian(6, 24, stack=2)
+    found, packed = back(few(values, fix=False), w_BOI), back(few(values, packed=True, fix=False), w_BOI)
+    assert torch.equal(found, packed)
+    groups, mean = found.reshape(-1, 8), w_BOI.reshape(-1, 8).abs().mean(1)
+    for group, size, before in zip(groups, mean, w_BOI.reshape(-1, 8), strict=True):
+        used = group[group != 0]
+        assert torch.allclose(used.abs(), size, rtol=1e-3) and (used.sign() == before[group != 0].sign()).all()
+        assert ((before.abs() < size / 2 * 1.01) | (group != 0)).all()
+    assert (found == 0).any() == (values == 3)
+
+
+def test_the_shrinkage_fix_makes_a_second_time_change_nothing() -> None:
+    w_BOI = gaussian(6, 24, stack=2)
+    once = back(few(), w_BOI)
+    torch.testing.assert_close(back(few(), once), once, rtol=2e-3, atol=0)
+    shrunk = back(few(fix=False), w_BOI)
+    assert not torch.allclose(back(few(fix=False), shrunk), shrunk, rtol=2e-3)
+    torch.testing.assert_close(
+        once.reshape(-1, 8).abs().mean(1), w_BOI.reshape(-1, 8).abs().mean(1), rtol=2e-3, atol=1e-6
+    )
+
+
+def test_groups_must_divide_rows() -> None:
+    with pytest.raises(UserError, match="groups of 7 columns"):
+        few(group=7).layout((6, 24))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 12, 7])
+def test_rotations_keep_lengths_and_undo_themselves(rows: int) -> None:
+    w_BOI = gaussian(rows, 5, stack=2)
+    turned = rotated(w_BOI)
+    torch.testing.assert_close(rotated(turned), w_BOI)
+    torch.testing.assert_close(turned.square().sum((1, 2)), w_BOI.square().sum((1, 2)))
+    assert torch.equal(turned, w_BOI) == (rows % 2 == 1)
+    if rows == 2:
+        sums = torch.stack((w_BOI[:, 0] + w_BOI[:, 1], w_BOI[:, 0] - w_BOI[:, 1]), dim=1) / 2**0.5
+        torch.testing.assert_close(turned, sums)
+
+
+def test_rotated_rows_spread_an_outlier() -> None:
+    w_BOI = gaussian(16, 64)
+    w_BOI[0, 3] *= 20
+    plain, mixed = row_int(4), RotatedConfig(inner=row_int(4))
+    spread = [back(chosen, w_BOI) - w_BOI for chosen in (plain, mixed)]
+    assert spread[1][0, 3].square().sum() < 0.5 * spread[0][0, 3].square().sum()
+
+
+def test_a_correction_takes_the_largest_part_of_the_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w_BOI = gaussian(24, 40, stack=2)
+    low = torch.randn(2, 24, 1, generator=generator) @ torch.randn(2, 1, 40, generator=generator)
+    coarse = row_int(3)
+    class_of = LQERConfig(inner=coarse, rank=2, group=16)
+    errors = [(back(chosen, w_BOI + 0.3 * low) - w_BOI - 0.3 * low).square().sum() for chosen in (coarse, class_of)]
+    assert errors[1] < 0.9 * errors[0]
+    parts = class_of.encode(w_BOI)
+    assert parts["a"].min() >= -2 and parts["a"].max() <= 1 and parts["b"].min() >= -8 and parts["b"].max() <= 7
+    exact = w_BOI - coarse.decode(coarse.encode(w_BOI), (24, 40))
+    u, s, v = torch.linalg.svd(exact[0])
+    a_Or = (parts["a"].float() * parts["a_scale"].float()[:, :, None])[0]
+    assert torch.nn.functional.cosine_similarity(a_Or[:, 0], u[:, 0], dim=0).abs() > 0.9, "the first is the largest"
+    assert s[0] > s[1] and v.shape == (40, 40)
+
+
+@pytest.mark.parametrize(
+    "chosen", [few(), RotatedConfig(inner=row_int()), LQERConfig(inner=row_int(), rank=2, group=8)]
+)
+def test_vectors_stay_in_half_precision(chosen: FormatConfig) -> None:
+    vector = torch.linspace(-1, 1, 9)[None]
+    assert torch.equal(back(chosen, vector), vector.half().float())
