@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 MAGIC = b"GOLFART2"
 PREFIX = struct.Struct("<8s32sI")
-MAX_HEADER_BYTES = 16_000_000
+MAX_HEADER_BYTES = 4_000_000
 MAX_LAYERS = 4096
-MAX_PAYLOAD_BYTES = 2**31  # far above what any cap admits: a reader's bound on memory
+MAX_PAYLOAD_BYTES = 2**28  # far above what any cap admits: it bounds a reader's memory, with some 20 bytes a number
 DTYPES = {"i8": torch.int8, "u8": torch.uint8, "f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16}
 UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 CONFIG_PACKAGES = ("golf.models", "golf.quant", "golf.artifact")
@@ -100,12 +100,17 @@ def write_artifact(
         "tokenizer_sha256": tokenizer,
     }
     packed = zlib.compress(json.dumps(header, sort_keys=True, separators=(",", ":")).encode(), 9)
-    rest = packed + codec.encode(values, sections)
-    digest = hashlib.sha256(struct.pack("<I", len(packed)) + rest).digest()
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(PREFIX.pack(MAGIC, digest, len(packed)) + rest)
+    temporary.write_bytes(seal(packed, codec.encode(values, sections)))
     os.replace(temporary, path)
     return path.stat().st_size
+
+
+def seal(header: bytes, payload: bytes) -> bytes:
+    """The file of a deflated header and a coded payload."""
+    rest = header + payload
+    digest = hashlib.sha256(struct.pack("<I", len(header)) + rest).digest()
+    return PREFIX.pack(MAGIC, digest, len(header)) + rest
 
 
 def read_artifact(path: Path) -> Artifact:

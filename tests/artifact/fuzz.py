@@ -1,0 +1,165 @@
+"""Artifacts changed at random: each is read right or refused in one line, within bounds.
+
+    python tests/artifact/fuzz.py [20000] [--seed 0]
+
+Three kinds: damage that the checksum must see; a payload changed under a checksum made right again; a header changed
+at a random place, under a right checksum too, as an adversary would. Memory is limited to what the reader may take.
+"""
+
+import argparse
+import copy
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+
+from golf.artifact.file import PREFIX, read_artifact, seal, write_artifact
+from golf.compose import compose
+from golf.errors import UserError
+from golf.roles import roles_of
+
+SMALL = ["track=tiny", "model.dim=32", "model.layers=2", "model.mixer.heads=2", "model.mixer.kv_heads=1", "log=none"]
+QUANTS = [
+    "quant=int6 codec=zstd",
+    "quant=int6_lqer codec=entropy",
+    "quant=ternary codec=lzma",
+    "quant=int8 codec=brotli",
+]
+MORE_BYTES = 2**30  # that reading may take beside what the process has
+DEEP = "stands for a list in a list in a list ..."
+SECONDS = 20.0  # that one file may take
+SCALARS: list[Any] = [
+    0,
+    -1,
+    1,
+    2,
+    7,
+    2**31,
+    2**63,
+    10**30,
+    0.5,
+    float("inf"),
+    "",
+    "x",
+    "int8",
+    None,
+    True,
+    [],
+    {},
+    [[]],
+]
+
+
+def artifacts(folder: Path) -> list[bytes]:
+    """A small sound artifact of each kind of storage."""
+    blobs = []
+    for choice in QUANTS:
+        run = compose([*SMALL, *choice.split()])
+        torch.manual_seed(0)
+        model = run.model.build()
+        weights = {name: torch.randn_like(p) * 0.1 for name, p in model.named_parameters()}
+        path = folder / "whole.golf"
+        stored = run.quant.quantize(weights, roles_of(model))
+        codec = run.chosen_codec
+        write_artifact(path, model=run.model, stored=stored, weights="w", quant=run.quant, codec=codec, tokenizer="t")
+        blobs.append(path.read_bytes())
+    return blobs
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of everything in a JSON tree."""
+    found = []
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        found += [(node, key), *places(value)]
+    return found
+
+
+def change_header(header: dict[str, Any], rng: random.Random) -> None:
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        container, key = rng.choice(places(header))
+        kind = rng.randrange(6)
+        if kind == 0:
+            del container[key]
+        elif kind == 1:
+            container[key] = copy.deepcopy(rng.choice(SCALARS))
+        elif kind == 2 and isinstance(container, list):
+            container.append(copy.deepcopy(container[key]))
+        elif kind == 3 and isinstance(container[key], int | float):
+            container[key] *= rng.choice((-1, 2, 10**6, 0.5))
+        elif kind == 4:
+            other, place = rng.choice(places(header))
+            container[key] = copy.deepcopy(other[place])
+        else:
+            container[key] = DEEP
+        if not places(header):
+            return
+
+
+def mutated(blob: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """(kind, bytes)"""
+    size = PREFIX.unpack_from(blob)[2]
+    packed, payload = blob[PREFIX.size : PREFIX.size + size], bytearray(blob[PREFIX.size + size :])
+    kind = rng.choice(("damage", "payload", "header", "header"))
+    if kind == "damage":
+        whole = bytearray(blob)
+        whole[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        return kind, bytes(rng.choice((whole, blob[: rng.randrange(len(blob))], blob + rng.randbytes(3))))
+    if kind == "payload":
+        for _ in range(rng.choice((1, 2, 20))):
+            payload[rng.randrange(len(payload))] = rng.randrange(256)
+        cut = rng.choice((len(payload), len(payload), rng.randrange(len(payload))))
+        return kind, seal(packed, bytes(payload[:cut]))
+    header = json.loads(zlib.decompress(packed))
+    change_header(header, rng)
+    text = json.dumps(header).replace(f'"{DEEP}"', "[" * 100_000 + "]" * 100_000).encode()
+    return kind, seal(zlib.compress(text if rng.randrange(20) else text[:-1]), bytes(payload))
+
+
+def fuzz(count: int, seed: int, folder: Path) -> Counter:
+    """Outcomes by kind. Raises whatever a reader must not."""
+    rng = random.Random(seed)
+    blobs = artifacts(folder)
+    path, outcomes = folder / "mutated.golf", Counter()
+    for index in range(count):
+        kind, blob = mutated(blobs[index % len(blobs)], rng)
+        path.write_bytes(blob)
+        started = time.monotonic()
+        try:
+            read_artifact(path)
+            outcomes[kind, "read"] += 1
+        except UserError as error:
+            assert len(str(error).splitlines()) == 1, error
+            outcomes[kind, "refused"] += 1
+        assert time.monotonic() - started < SECONDS, (index, seed)
+    return outcomes
+
+
+def limit_memory() -> None:
+    """From here on this process may take MORE_BYTES more address space, no more."""
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + MORE_BYTES, now + MORE_BYTES))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("count", nargs="?", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        fuzz(len(QUANTS), 1, Path(place))  # what is imported on the way is no memory of a file's
+        limit_memory()
+        for (kind, outcome), times in sorted(fuzz(chosen.count, chosen.seed, Path(place)).items()):
+            print(f"{kind:8s} {outcome:8s} {times:,}")

@@ -1,0 +1,19 @@
+"""A few hundred changed artifacts; python tests/artifact/fuzz.py reads twenty thousand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_changed_artifacts_are_read_right_or_refused() -> None:
+    """In a process of its own, whose memory is limited."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("fuzz.py"), "400", "--seed", "3"],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = {tuple(line.split()[:2]): int(line.split()[2]) for line in done.stdout.splitlines()}
+    assert ("damage", "read") not in counts and counts["damage", "refused"] > 50
+    assert counts["header", "refused"] > 100 and counts["payload", "read"] > 0, counts
