@@ -3,7 +3,7 @@
 import math
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from golf.artifact.file import read_artifact, write_artifact
 from golf.averaging import weights_of
+from golf.calibrate import Measured, calibrate
 from golf.checkpoint import save_tensors
 from golf.config import Run
 from golf.dist import Ranks
@@ -22,7 +23,6 @@ from golf.legality import broken_rules
 from golf.loop import LoopState, Trained
 from golf.models.lm import LM
 from golf.quant.allocation import fit
-from golf.quant.calibration import Source, gradient_power, measure
 from golf.rundir import RunDir
 from golf.scoring import Scoring
 from golf.sinks import Sink
@@ -115,40 +115,6 @@ def score_artifact(
         **_score_part(run, weights, pre_quant_bpb, scores),
         **_size_part(run, artifact.size_bytes, model, fresh),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a calibration found, by parameter name: the inputs' means of x x^T, the power of gradients."""
-
-    hessians: dict[str, Tensor]
-    power: dict[str, float]
-
-
-def calibrate(run: Run, prepared: Prepared, model: LM, ranks: Ranks, ledger: Ledger) -> Measured:
-    """Measure what this quantiser asks for, which may be nothing. All ranks call it."""
-    config = run.quant.calibration
-    hessians, gradients = run.quant.reads_hessians, run.quant.allocation.reads_gradients
-    if not hessians and not gradients:
-        return Measured({}, {})
-    source = Source(
-        model=model,
-        length=run.batch.sequence_length,
-        rows=run.batch.max_microbatch_sequences,
-        seed=run.seed,
-        ranks=ranks,
-        open_training=lambda: run.loader.open(
-            prepared.splits[run.loader.split].shards,
-            bos_id=prepared.bos_id,
-            seed=run.seed,
-            rank=ranks.rank,
-            world=ranks.world,
-        ),
-    )
-    with ledger.phase("calibrate", *([run.loader.split] if config.reads_training else [])):
-        return Measured(
-            measure(config, source) if hessians else {}, gradient_power(config, source) if gradients else {}
-        )
 
 
 def store(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.averaging import Averager, weights_of
+from golf.calibrate import reserved
 from golf.checkpoint import load_tensors, pack, save_tensors, unpack
 from golf.config import Budget, Run
 from golf.curriculum import Batches
@@ -161,12 +162,17 @@ def train(
         warm_up(forwards, optimizer, batches, run, ranks.device, stages=len(model.stack.starts) + 1)
         sinks.note(f"compiled in {time.perf_counter() - started:.0f} s (not counted as training)")
 
+    # ---------------------------------------------------------------- time to keep for what counts as training later
+    budget, kept_seconds = reserved(run, prepared, model, ranks)
+    if kept_seconds:
+        sinks.note(f"{kept_seconds:.1f} s of the budget are kept for calibration, as measured")
+
     # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
     saved_at = time.monotonic()
     record: dict[str, Any] = {}
     with StopRequest().listening() as request:
         while True:
-            over = is_over(run.budget, state)
+            over = is_over(budget, state)
             if record and (due(state, run.eval.every_steps) and not over):
                 with ledger.phase("eval", run.eval.split), averager.applied(model):
                     record["val_bpb"] = scoring.score(model).bpb
@@ -185,7 +191,7 @@ def train(
                 break
 
             started = time.perf_counter()
-            tick = run.schedule.at(tick_of(run.budget, state, late.share))
+            tick = run.schedule.at(tick_of(budget, state, late.share))
             shape = batches.at(tick)
             x_BT, y_BT = late.batch(loader, shape, tick)
             forward = late.forward(qat.forward(tick), averager, tick)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from golf import rundir
+from golf.calibrate import calibrate
 from golf.checkpoint import load_tensors
 from golf.config import Run, fingerprint, typed
 from golf.dist import Ranks, pick_device, pick_precision
 from golf.errors import UserError
-from golf.export import calibrate, quant_seconds, score_artifact, store, told
+from golf.export import quant_seconds, score_artifact, store, told
 from golf.launcher import jobs
 from golf.ledger import Ledger
 from golf.models.kernels import choose_backend

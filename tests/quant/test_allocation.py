@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from golf.calibrate import Measured
 from golf.checks import check
 from golf.compose import CONF
 from golf.config import Run
 from golf.errors import UserError
-from golf.export import Measured, store
+from golf.export import store
 from golf.ledger import Ledger
 from golf.losses import NLL
 from golf.quant.allocation import Fit, WaterfillConfig, fit

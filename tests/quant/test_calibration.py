@@ -1,5 +1,6 @@
 """What calibration measures, and on whose text."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -151,3 +152,21 @@ def test_training_text_counts_as_training_and_the_scored_text_is_not_read(job: C
     drawn.go()
     assert drawn.result()["phases"]["calibrate"]["reads"] == []
     assert drawn.result()["counted_seconds"] == pytest.approx(drawn.result()["phases"]["train"]["seconds"])
+
+
+def test_time_is_kept_for_what_counts_and_all_of_it_ends_in_time(job: Callable[..., Job]) -> None:  # noqa: F811
+    clock = ["budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=4", "quant=int6_gptq"]
+    run = job(*clock, "quant.calibration.tokens=8192")
+    printed = run.go()
+    kept = float(re.search(r"([\d.]+) s of the budget are kept for calibration", printed)[1])
+    result = run.result()
+    phases = result["phases"]
+    assert kept > 0.05 and phases["calibrate"]["seconds"] > kept / 10, "what was foretold is of the size of what came"
+    assert phases["train"]["seconds"] < 4 - kept + 1 and result["counted_seconds"] > phases["train"]["seconds"]
+    free = job(*clock, "quant/calibration=random", outputs="free")
+    assert "kept for calibration" not in free.go()
+
+
+def test_a_budget_that_calibration_would_eat_is_refused(job: Callable[..., Job]) -> None:  # noqa: F811
+    run = job("budget.max_seconds=0.001", "quant=int6_gptq")
+    assert "budget.max_seconds=0.001: the calibration alone takes" in run.go(code=1)
