@@ -12,6 +12,8 @@ from torch import Tensor
 from golf.fields import between, one_of, positive
 from golf.quant.grid import round_to_grid, stored_step
 
+MOST_AT_ONCE = 2**24
+
 
 @dataclass(kw_only=True, slots=True)
 class StepConfig:
@@ -31,6 +33,14 @@ class StepConfig:
     def top_in_sigmas(self, columns: int) -> float:
         """Where the last code lies for Gaussian weights, for plans."""
         return (2 * torch.tensor(float(max(columns, 2))).log()).sqrt().item()
+
+
+def quantiles(x_BRC: Tensor, levels: list[float]) -> Tensor:
+    """x_QBR1: these quantiles of each row, some rows at a time: torch takes no more than MOST_AT_ONCE numbers."""
+    level_Q = torch.tensor(levels, dtype=x_BRC.dtype, device=x_BRC.device)
+    rows = x_BRC.flatten(0, 1).split(max(1, MOST_AT_ONCE // x_BRC.shape[2]))
+    found_QN = torch.cat([torch.quantile(some_NC, level_Q, dim=1) for some_NC in rows], dim=1)
+    return found_QN.view(len(levels), *x_BRC.shape[:2], 1)
 
 
 def _floored(step: Tensor, floor: float | None) -> Tensor:
@@ -66,7 +76,7 @@ class QuantileConfig(StepConfig):
         between(0.5, 1, quantile=self.quantile)
 
     def steps(self, w_BRC: Tensor, limit: int, importance_BRC: Tensor | None) -> Tensor:
-        return _floored(torch.quantile(w_BRC.abs(), self.quantile, dim=2, keepdim=True) / limit, self.floor)
+        return _floored(quantiles(w_BRC.abs(), [self.quantile])[0] / limit, self.floor)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,8 +97,7 @@ class SearchConfig(StepConfig):
             raise ValueError(f"quantiles={self.quantiles}: takes numbers in 0.5 .. 1, such as [0.999, 1.0]")
 
     def steps(self, w_BRC: Tensor, limit: int, importance_BRC: Tensor | None) -> Tensor:
-        levels = torch.tensor(self.quantiles, dtype=w_BRC.dtype, device=w_BRC.device)
-        step_QBR1 = _floored(torch.quantile(w_BRC.abs(), levels, dim=2, keepdim=True) / limit, self.floor)
+        step_QBR1 = _floored(quantiles(w_BRC.abs(), self.quantiles) / limit, self.floor)
         return _least_error(w_BRC, step_QBR1, limit, (1, 2) if self.over == "matrix" else (2,))
 
 

@@ -19,6 +19,7 @@ from golf.compose import CONF, compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.nodes import plain, rebuild
+from golf.quant import steps as steps_module
 from golf.quant.formats import FloatConfig, FormatConfig, IntConfig, decode_one, gaussian_entropy
 from golf.quant.rounding import How, NearestConfig
 from golf.quant.steps import LeastErrorConfig, MaxAbsConfig, QuantileConfig, SDClipConfig, SearchConfig, StepConfig
@@ -109,6 +110,15 @@ def test_searched_steps_err_no_more_than_any_candidate() -> None:
     assert (by_row.sum(1) < by_matrix.sum(1)).all()
     finest = squared_error(LeastErrorConfig(candidates=100), w_BOI)
     assert (finest <= by_row * 1.02).all() and finest.sum() < 0.99 * by_row.sum()
+
+
+def test_quantiles_of_more_rows_than_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    w_BOI = gaussian(9, 20, stack=3)
+    whole = steps_module.quantiles(w_BOI, [0.9, 1.0])
+    torch.testing.assert_close(whole[1], w_BOI.amax(2, keepdim=True))
+    torch.testing.assert_close(whole[0], w_BOI.quantile(0.9, dim=2, keepdim=True))
+    monkeypatch.setattr(steps_module, "MOST_AT_ONCE", 70)
+    assert torch.equal(steps_module.quantiles(w_BOI, [0.9, 1.0]), whole)
 
 
 def test_sdclip_sets_the_entropy_whatever_the_spread() -> None:
