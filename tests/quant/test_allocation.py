@@ -20,6 +20,7 @@ from golf.quant.calibration import gradient_power
 from tests.quant.test_calibration import Given, ids, model_of, source
 
 Toy = Callable[..., Run]
+DIALLED = ("int6_sdclip", "int7_embed", "int6_optrot", "int6_lqer", "waterfill")
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 
 
@@ -78,9 +79,9 @@ def test_every_quantiser_fills_a_cap_or_says_why_not(quant: str, toy: Toy, tmp_p
         check(toy(f"quant={quant}", "quant.fit=true", *sizes))
     except UserError as error:
         assert str(error).startswith("quant.fit=true: the steps of this quantiser are tied to the largest weights")
-        assert quant not in ("int6_sdclip", "int7_embed", "waterfill")
+        assert quant not in DIALLED
         return
-    assert quant in ("int6_sdclip", "int7_embed", "waterfill")
+    assert quant in DIALLED
     run = toy(f"quant={quant}", "quant/rounding=nearest", *sizes)
     torch.manual_seed(0)
     model = run.model.build()
