@@ -35,7 +35,14 @@ PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 4_000_000
 MAX_LAYERS = 4096
 MAX_PAYLOAD_BYTES = 2**28  # far above what any cap admits: it bounds a reader's memory, with some 20 bytes a number
-DTYPES = {"i8": torch.int8, "u8": torch.uint8, "f16": torch.float16, "f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "i16": torch.int16,
+    "f16": torch.float16,
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+}
 UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 CONFIG_PACKAGES = ("golf.models", "golf.quant", "golf.artifact")
 

@@ -131,7 +131,10 @@ class IntConfig(FormatConfig):
             step_BR1 = step_BR1 * how.widen_B[:, None, None]
         step_BR1 = stored_step(step_BR1)
         step_BOI = step_BR1.expand_as(w_BRC).reshape(w_BOI.shape)
-        codes = how.rounding.round(w_BOI, step_BOI, self.limit, how.hessian_BII)
+        limit: int | Tensor = self.limit
+        if how.finer_BI is not None:
+            step_BOI, limit = step_BOI / how.finer_BI[:, None], limit * how.finer_BI[:, None]
+        codes = how.rounding.round(w_BOI, step_BOI, limit, how.hessian_BII)
         return {"codes": codes.view(w_B.shape), "scale": step_BR1.half().flatten(1)}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:

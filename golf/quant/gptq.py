@@ -10,10 +10,11 @@ from torch import Tensor
 
 from golf.errors import RunError
 from golf.fields import between, one_of, positive
-from golf.quant.grid import round_to_grid
+from golf.quant.grid import nearest_, round_to_grid
 from golf.quant.rounding import RoundingConfig
 
 ORDERS = ("descending", "ascending", "none")
+FEW = 16  # rows whose updates stay in the caches
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,20 +35,19 @@ class GPTQConfig(RoundingConfig):
     def reads_hessians(self) -> bool:
         return True
 
-    def round(self, w_BOI: Tensor, step_BOI: Tensor, limit: int, hessian_BII: Tensor | None) -> Tensor:
+    def round(self, w_BOI: Tensor, step_BOI: Tensor, limit: int | Tensor, hessian_BII: Tensor | None) -> Tensor:
         if hessian_BII is None:
             return round_to_grid(w_BOI, step_BOI, limit)
         power_BI = hessian_BII.diagonal(dim1=1, dim2=2)
         order_BI = _order(power_BI, self.order)
-        rows_BOI = order_BI[:, None, :].expand_as(w_BOI)
         hessian_BII = hessian_BII.gather(1, order_BI[:, :, None].expand_as(hessian_BII))
         hessian_BII = hessian_BII.gather(2, order_BI[:, None, :].expand_as(hessian_BII))
         upper_BII = inverse_factor(hessian_BII, self.damping)
-        w_BIO = w_BOI.float().gather(2, rows_BOI).transpose(1, 2).contiguous()
+        w_BIO = _ordered(w_BOI.float(), order_BI)
         w_BIO.masked_fill_((power_BI.gather(1, order_BI) == 0)[:, :, None], 0.0)  # an input that is never there
-        step_BIO = step_BOI.expand_as(w_BOI).gather(2, rows_BOI).transpose(1, 2)
-        code_BIO = solve(w_BIO, step_BIO, limit, upper_BII, self.block)
-        return torch.empty_like(w_BOI, dtype=torch.int8).scatter_(2, rows_BOI, code_BIO.transpose(1, 2))
+        top = _ordered(limit, order_BI) if isinstance(limit, Tensor) else limit
+        code_BIO = solve(w_BIO, _ordered(step_BOI, order_BI), top, upper_BII, self.block)
+        return _ordered(code_BIO.transpose(1, 2), order_BI.argsort(dim=1)).transpose(1, 2).contiguous()
 
 
 def _order(power_BI: Tensor, order: str) -> Tensor:
@@ -55,6 +55,15 @@ def _order(power_BI: Tensor, order: str) -> Tensor:
     if order == "none":
         return torch.arange(power_BI.shape[1], device=power_BI.device).expand_as(power_BI)
     return power_BI.argsort(dim=1, descending=order == "descending", stable=True)
+
+
+def _ordered(x_BOI: Tensor, order_BI: Tensor) -> Tensor:
+    """x_BIO: the columns in this order, as rows. One that stands for all columns is not copied."""
+    x_BIO = x_BOI.transpose(1, 2)
+    if x_BIO.shape[1] == 1:
+        return x_BIO.expand(-1, order_BI.shape[1], -1)
+    x_BIO = x_BIO.expand(len(order_BI), -1, -1).contiguous()
+    return torch.stack([x_IO.index_select(0, order_I) for x_IO, order_I in zip(x_BIO, order_BI, strict=True)])
 
 
 def inverse_factor(hessian_BII: Tensor, damping: float) -> Tensor:
@@ -74,28 +83,56 @@ def inverse_factor(hessian_BII: Tensor, damping: float) -> Tensor:
             f"quant.rounding.damping={damping}: the inputs of a layer leave no positive definite matrix; raise it, or "
             "calibrate on more text (quant.calibration.tokens)"
         )
-    identity = torch.eye(h_BII.shape[1], device=h_BII.device).expand_as(h_BII)
-    return torch.linalg.solve_triangular(lower_BII.flip(1, 2), identity, upper=True)
+    return _inverse(lower_BII.flip(1, 2))
 
 
-def solve(w_BIO: Tensor, step_BIO: Tensor, limit: int, upper_BII: Tensor, block: int) -> Tensor:
-    """code_BIO, row after row of the transposed matrices. w_BIO is used up.
+def _inverse(upper_BII: Tensor) -> Tensor:
+    """Of upper triangular matrices, by halves: [[a, b], [0, c]]^-1 = [[a^-1, -a^-1 b c^-1], [0, c^-1]]."""
+    width = upper_BII.shape[1]
+    if width <= 64:
+        identity = torch.eye(width, device=upper_BII.device).expand_as(upper_BII)
+        return torch.linalg.solve_triangular(upper_BII, identity, upper=True)
+    half = width // 2
+    inverse_BII = torch.zeros_like(upper_BII)
+    inverse_BII[:, :half, :half] = first = _inverse(upper_BII[:, :half, :half])
+    inverse_BII[:, half:, half:] = second = _inverse(upper_BII[:, half:, half:])
+    inverse_BII[:, :half, half:] = -(first @ upper_BII[:, :half, half:] @ second)
+    return inverse_BII
 
-    Within a block a row fetches what the earlier ones owe it (one small product); after it the rest gets the block's
-    errors at once. Both are exact, so that the size of a block changes nothing but rounding.
+
+def solve(w_BIO: Tensor, step_BIO: Tensor, limit: int | Tensor, upper_BII: Tensor, block: int) -> Tensor:
+    """code_BIO, row after row of the transposed matrices. w_BIO is used up. limit: for all, or limit_BIO.
+
+    What a row's error means for later rows is taken from the next few at once, from the rest of the block after those
+    few, and from all the others after the block: the same sums, by ever larger products.
     """
     code_BIO = torch.empty(w_BIO.shape, dtype=torch.int8, device=w_BIO.device)
     width = w_BIO.shape[1]
     for start in range(0, width, block):
         stop = min(start + block, width)
-        error_BnO = torch.zeros_like(w_BIO[:, start:stop])
-        for row in range(start, stop):
-            done = row - start
-            owed_B1O = upper_BII[:, start:row, row, None].transpose(1, 2) @ error_BnO[:, :done]
-            w_BO = w_BIO[:, row] - owed_B1O[:, 0]
-            step_BO = step_BIO[:, row]
-            code_BO = round_to_grid(w_BO, step_BO, limit)
-            code_BIO[:, row] = code_BO
-            error_BnO[:, done] = (w_BO - code_BO * step_BO) / upper_BII[:, row, row, None]
-        w_BIO[:, stop:].baddbmm_(upper_BII[:, start:stop, stop:].transpose(1, 2), error_BnO, alpha=-1)
+        error_BnO = torch.empty_like(w_BIO[:, start:stop])
+        code_BnO = torch.empty_like(error_BnO)
+        for few in range(start, stop, FEW):
+            end = min(few + FEW, stop)
+            for row in range(few, end):
+                w_B1O, step_B1O = w_BIO[:, row, None], step_BIO[:, row, None]
+                error_B1O, code_B1O = error_BnO[:, row - start, None], code_BnO[:, row - start, None]
+                nearest_(torch.div(w_B1O, step_B1O, out=code_B1O), _row(limit, row))
+                torch.addcmul(w_B1O, code_B1O, step_B1O, value=-1, out=error_B1O).div_(
+                    upper_BII[:, row, row, None, None]
+                )
+                w_BIO[:, row + 1 : end].addcmul_(upper_BII[:, row, row + 1 : end, None], error_B1O, value=-1)
+            _pay(w_BIO[:, end:stop], upper_BII[:, few:end, end:stop], error_BnO[:, few - start : end - start])
+        code_BIO[:, start:stop] = code_BnO
+        _pay(w_BIO[:, stop:], upper_BII[:, start:stop, stop:], error_BnO)
     return code_BIO
+
+
+def _row(limit: int | Tensor, row: int) -> int | Tensor:
+    return limit[:, row, None] if isinstance(limit, Tensor) else limit
+
+
+def _pay(later_BmO: Tensor, upper_Bnm: Tensor, error_BnO: Tensor) -> None:
+    """Take from later rows what the errors of n rows before them mean."""
+    if later_BmO.shape[1]:
+        later_BmO.baddbmm_(upper_Bnm.transpose(1, 2), error_BnO, alpha=-1)

@@ -1,5 +1,7 @@
 """The one rounding function: exporters and fake quantisation share it. B: a stack of like tensors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,12 @@ def stored_step(step: Tensor) -> Tensor:
     return torch.where(step > 0, step, torch.ones_like(step))
 
 
-def round_to_grid(w: Tensor, step: Tensor, limit: int) -> Tensor:
-    """Nearest grid index of each weight, clipped to -limit .. limit, as int8; step: of any shape that broadcasts."""
-    return (w.float() / step).round().clamp(-limit, limit).to(torch.int8)
+def round_to_grid(w: Tensor, step: Tensor, limit: int | Tensor) -> Tensor:
+    """Nearest grid index of each weight, clipped to -limit .. limit, as int8; step, limit: broadcast."""
+    return nearest_(w.float() / step, limit).to(torch.int8)
+
+
+def nearest_(in_steps: Tensor, limit: int | Tensor) -> Tensor:
+    """The same of weights divided by their steps, in their place, as floats."""
+    top: Any = limit  # torch declares clamp for numbers and for tensors, not for either
+    return in_steps.round_().clamp_(-top, top)

@@ -20,7 +20,7 @@ from golf.quant.calibration import gradient_power
 from tests.quant.test_calibration import Given, ids, model_of, source
 
 Toy = Callable[..., Run]
-DIALLED = ("int6_sdclip", "int7_embed", "int6_optrot", "int6_lqer", "waterfill")
+DIALLED = ("int6_sdclip", "int6_awq", "int7_embed", "int6_optrot", "int6_lqer", "waterfill")
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 
 

@@ -6,8 +6,12 @@ from torch import Tensor
 
 from golf.errors import UserError
 from golf.quant.formats import FormatConfig
+from golf.quant.gptq import GPTQConfig
 from golf.quant.lqer import LQERConfig
+from golf.quant.pruning import PrunedConfig
 from golf.quant.rotation import RotatedConfig, rotated
+from golf.quant.rounding import How, NearestConfig, RoundingConfig
+from golf.quant.salient import SalientConfig
 from golf.quant.ternary import FewValuesConfig, pack, unpack
 from tests.quant.test_formats import gaussian, row_int
 
@@ -110,8 +114,78 @@ def test_a_correction_takes_the_largest_part_of_the_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "chosen", [few(), RotatedConfig(inner=row_int()), LQERConfig(inner=row_int(), rank=2, group=8)]
+    "chosen",
+    [
+        few(),
+        RotatedConfig(inner=row_int()),
+        LQERConfig(inner=row_int(), rank=2, group=8),
+        SalientConfig(inner=row_int(), columns=2),
+        PrunedConfig(inner=row_int(), share=0.5),
+    ],
 )
 def test_vectors_stay_in_half_precision(chosen: FormatConfig) -> None:
     vector = torch.linspace(-1, 1, 9)[None]
     assert torch.equal(back(chosen, vector), vector.half().float())
+
+
+GPTQ = GPTQConfig(damping=0.01, block=4, order="descending")
+
+
+@pytest.mark.parametrize("rounding", [NearestConfig(), GPTQ])
+def test_salient_columns_are_finer_in_the_same_rounding(rounding: RoundingConfig) -> None:
+    """Each tensor of the stack has its own group: strong inputs of the first, large weights of the second."""
+    w_BOI = gaussian(6, 10, stack=2)
+    w_BOI[1, :, 8:] *= 3
+    power_BI = torch.ones(2, 10)
+    power_BI[0, 4:8] = 50
+    chosen = SalientConfig(inner=row_int(5), columns=4)
+    parts = chosen.encode(w_BOI, How(rounding, torch.diag_embed(power_BI)))
+    assert parts["salient"].tolist() == [[1], [0]] or parts["salient"].tolist() == [[1], [2]]
+    found = chosen.decode(parts, (6, 10))
+    step_BO1 = parts["scale"].float()[:, :, None]
+    for one, group in enumerate(parts["salient"].flatten().tolist()):
+        finer = torch.where(torch.arange(10) // 4 == group, 8, 1)
+        expected = (w_BOI[one] / (step_BO1[one] / finer)).round().clamp(-15 * finer, 15 * finer)
+        assert torch.equal(parts["codes"][one].float(), expected), "a diagonal Hessian owes nothing to later columns"
+        assert torch.equal(found[one], expected * step_BO1[one] / finer)
+    assert parts["codes"].abs().amax() > 15
+
+
+def test_salient_columns_take_part_in_what_gptq_owes() -> None:
+    """The salient group is rounded with GPTQ's own compensation: the outputs err less than by either part alone."""
+    generator = torch.Generator().manual_seed(3)
+    x_NI = torch.randn(200, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
+    hessian_BII = (x_NI.T @ x_NI / 200)[None]
+    w_BOI = gaussian(8, 16)
+
+    def error(chosen: FormatConfig, rounding: RoundingConfig) -> float:
+        e = w_BOI - chosen.decode(chosen.encode(w_BOI, How(rounding, hessian_BII)), (8, 16))
+        return float(((e @ hessian_BII) * e).sum())
+
+    plain, salient = row_int(4), SalientConfig(inner=row_int(4), columns=4)
+    assert error(salient, GPTQ) < min(error(plain, GPTQ), error(salient, NearestConfig()))
+
+
+def test_a_salient_group_that_is_not_there_is_refused() -> None:
+    chosen = SalientConfig(inner=row_int(5), columns=4)
+    parts = chosen.encode(gaussian(6, 10))
+    for group in (-1, 3):
+        with pytest.raises(ValueError, match="beyond"):
+            chosen.decode(parts | {"salient": torch.tensor([[group]], dtype=torch.int16)}, (6, 10))
+    with pytest.raises(ValueError, match="finer"):
+        SalientConfig(inner=row_int(8), columns=4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_ones_of_the_smallest_steps_are_pruned(share: float) -> None:
+    w_BOI = gaussian(12, 20, stack=2) * torch.linspace(0.1, 2, 12)[:, None]
+    w_BOI[:, :, 0] *= 4
+    whole = row_int(5).encode(w_BOI)
+    kept = PrunedConfig(inner=row_int(5), share=share).encode(w_BOI)
+    assert torch.equal(kept["scale"], whole["scale"])
+    for before, after, step_O in zip(whole["codes"], kept["codes"], whole["scale"], strict=True):
+        gone, ones = before != after, before.abs() == 1
+        assert gone.sum() == int(share * ones.sum()) and not (gone & ~ones).any() and (after[gone] == 0).all()
+        steps = step_O[:, None].expand_as(before)
+        if 0 < share < 1:
+            assert gone.any() and steps[gone].max() <= steps[ones & ~gone].min()
