@@ -13,16 +13,20 @@ from golf.artifact.rans import PRECISION, Ints
 
 UNIT = 64  # magnitudes are told in 64ths of a code
 CONTEXTS = 48  # of a weight: the magnitude to expect, in quarters of an octave from 1/16 of a code up
+BYTE_CONTEXTS = 64  # of a byte
+BELIEF = 128  # symbols' worth that a context of bytes takes from all the others
 COUNT = 32  # what one symbol seen adds to its count
 PRIOR = 48 * COUNT  # what a table begins with
 FIRST_REBUILD, MOST_BETWEEN = 128, 2**18  # symbols until the tables are made anew
 
 
 class Tables:
-    """Frequencies of `symbols` symbols in each of some contexts. counts_KA: what each begins with."""
+    """Frequencies of `symbols` symbols in each of some contexts. counts_KA: what each begins with; all_A: what all of
+    them together begin with, where each is to believe in the others until it has seen enough."""
 
-    def __init__(self, counts_KA: NDArray[np.int64]):
+    def __init__(self, counts_KA: NDArray[np.int64], all_A: NDArray[np.int64] | None = None):
         self.counts_KA = counts_KA.copy()
+        self.all_A = None if all_A is None else all_A.copy()
         contexts, symbols = counts_KA.shape
         self.frequency_KA = np.zeros((contexts, symbols), dtype=np.int64)
         self.before_KA = np.zeros((contexts, symbols), dtype=np.int64)
@@ -30,6 +34,10 @@ class Tables:
         self._changed_K = np.ones(contexts, dtype=bool)
         self._seen, self._fresh = 0, 0
         self._rebuild()
+
+    @property
+    def symbols(self) -> int:
+        return self.counts_KA.shape[1]
 
     def spans(self, context_n: Ints, symbol_n: Ints) -> tuple[Ints, Ints]:
         """(frequency, cumulated frequency before it) of each symbol in its context."""
@@ -44,10 +52,13 @@ class Tables:
 
     def learn(self, context_n: Ints, symbol_n: Ints) -> None:
         """Count what was coded; every so often the tables follow."""
-        symbols = self.counts_KA.shape[1]
-        flat = np.bincount(context_n * symbols + symbol_n, minlength=self.counts_KA.size)
-        self.counts_KA += COUNT * flat.reshape(self.counts_KA.shape)
+        flat = np.bincount(context_n * self.symbols + symbol_n, minlength=self.counts_KA.size)
+        counts_KA = COUNT * flat.reshape(self.counts_KA.shape)
+        self.counts_KA += counts_KA
         self._changed_K[context_n] = True
+        if self.all_A is not None:
+            self.all_A += counts_KA.sum(axis=0)
+            self._changed_K[:] = True
         self._fresh += len(symbol_n)
         if self._fresh >= min(FIRST_REBUILD + self._seen // 8, MOST_BETWEEN):
             self._rebuild()
@@ -55,6 +66,8 @@ class Tables:
     def _rebuild(self) -> None:
         rows = np.flatnonzero(self._changed_K)
         counts = self.counts_KA[rows]
+        if self.all_A is not None:
+            counts = counts + BELIEF * COUNT * self.all_A // self.all_A.sum()
         frequency = 1 + counts * ((1 << PRECISION) - counts.shape[1]) // counts.sum(axis=1, keepdims=True)
         rest = (1 << PRECISION) - frequency.sum(axis=1)
         frequency[np.arange(len(rows)), frequency.argmax(axis=1)] += rest
@@ -67,7 +80,7 @@ class Tables:
 
     def _invert(self, rows: Ints) -> None:
         assert self._symbol_KS is not None
-        symbols = np.arange(self.counts_KA.shape[1], dtype=np.uint8)
+        symbols = np.arange(self.symbols, dtype=np.uint8)
         for row in rows:
             self._symbol_KS[row] = np.repeat(symbols, self.frequency_KA[row])
 
@@ -78,8 +91,8 @@ def code_tables(bits: int) -> Tables:
 
 
 def byte_tables() -> Tables:
-    """For bytes without any context; they begin level."""
-    return Tables(np.full((1, 256), COUNT // 4, dtype=np.int64))
+    """For bytes; they begin level."""
+    return Tables(np.zeros((BYTE_CONTEXTS, 256), dtype=np.int64), np.full(256, COUNT, dtype=np.int64))
 
 
 def context_of(magnitude_n: Ints) -> Ints:
