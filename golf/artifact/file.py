@@ -1,8 +1,9 @@
 """The artifact: one file that holds a quantised model and all that is needed to rebuild it. Nothing is unpickled.
 
-Layout: magic, sha256 of all that follows, length of the header, the header (JSON, deflated), the payload (every part
-of every tensor in table order, through the codec). The header's `_target_`s may name nothing but
-golf's own config classes, taken from a list that is made here, so that a file can't import a module.
+Layout: magic, sha256 of all that follows, length of the header, the header (JSON, deflated), the payload: every part of
+every tensor in table order, through the codec; its checksum before the codec is in the header. The header's
+`_target_`s may name nothing but golf's own config classes, taken from a list that is made here, so that a file can't
+import a module.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from golf.artifact.codecs import CodecConfig
-from golf.artifact.sections import Section
+from golf.artifact.sections import Section, checksum
 from golf.errors import UserError
 from golf.models.lm import LM, LMConfig
 from golf.nodes import plain, rebuild
@@ -30,7 +31,7 @@ from golf.roles import roles_of
 
 T = TypeVar("T")
 
-MAGIC = b"GOLFART2"
+MAGIC = b"GOLFART3"
 PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 4_000_000
 MAX_LAYERS = 4096
@@ -104,6 +105,7 @@ def write_artifact(
         "codec": plain(codec),
         "tensors": tensors,
         "payload_bytes": sum(section.size_bytes for section in sections),
+        "payload_crc32": checksum(values),
         "tokenizer_sha256": tokenizer,
     }
     packed = zlib.compress(json.dumps(header, sort_keys=True, separators=(",", ":")).encode(), 9)
@@ -155,8 +157,11 @@ def _parse(blob: bytes) -> Artifact:
     size = sum(section.size_bytes for section in sections)
     if size > MAX_PAYLOAD_BYTES or size != header["payload_bytes"] or len(tensors) != len(header["tensors"]):
         raise ValueError("its tensor table does not add up to its payload")
-    values = iter(codec.decode(blob[PREFIX.size + header_bytes :], sections))
-    stored = {name: Stored(tensors[name][0], {part: next(values) for part in layout}) for name, layout in table.items()}
+    values = codec.decode(blob[PREFIX.size + header_bytes :], sections)
+    if checksum(values) != header["payload_crc32"]:
+        raise ValueError("its codec gives back something else than was stored")
+    parts = iter(values)
+    stored = {name: Stored(tensors[name][0], {part: next(parts) for part in layout}) for name, layout in table.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in shell.named_parameters()}
     weights = {name: decode_one(formats[kept.format], kept.parts, shapes[name]) for name, kept in stored.items()}
     shell.load_state_dict(weights, assign=True, strict=True)

@@ -1,6 +1,7 @@
 """The parts of an artifact's tensors as a codec sees them: a list of (name, type, shape), and their plain bytes."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,14 @@ def tensor_of(byte_N: Tensor, section: Section) -> Tensor:
     value = torch.empty(section.numbers, dtype=section.dtype)
     value.view(torch.uint8).copy_(byte_N)
     return value.view(section.shape)
+
+
+def checksum(values: Sequence[Tensor]) -> int:
+    """CRC-32 of the plain bytes: a decoder that errs, on whatever machine, is found out."""
+    crc = 0
+    for value in values:
+        crc = zlib.crc32(bytes_of(value).numpy().data, crc)
+    return crc
 
 
 def join(values: Sequence[Tensor], shuffle: bool) -> bytes:

@@ -16,4 +16,5 @@ def test_changed_artifacts_are_read_right_or_refused() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {tuple(line.split()[:2]): int(line.split()[2]) for line in done.stdout.splitlines()}
     assert ("damage", "read") not in counts and counts["damage", "refused"] > 50
-    assert counts["header", "refused"] > 100 and counts["payload", "read"] > 0, counts
+    assert counts["header", "refused"] > 100 and counts["forged", "read"] > 0, counts
+    assert counts["payload", "refused"] > 50

@@ -260,6 +260,7 @@ LIES: dict[str, Callable[[dict], None]] = {
     "deep loop": lambda h: h["model"]["stack"].update(loop=LOOP | {"again": [0.0] * 10**5}),
     "endless layers": lambda h: h["model"]["stack"].update(loop=LOOP | {"span": "1," * 10**6 + "1"}),
     "texts for starts": lambda h: h["model"]["stack"].update(loop=LOOP | {"again": ["0.0"]}),
+    "other contents": lambda h: h.update(payload_crc32=h["payload_crc32"] ^ 1),
     "no tokenizer": lambda h: h.pop("tokenizer_sha256"),
 }
 
