@@ -39,7 +39,7 @@ QUANTS = [
     "quant=int6_lqer codec=entropy",
     "quant=ternary codec=lzma",
     "quant=int8 codec=brotli",
-    "quant=int6_awq codec=entropy",
+    "quant=int6_awq quant.formats.int6.columns=8 codec=entropy",
 ]
 MORE_BYTES = 2**30  # that reading may take beside what the process has
 DEEP = "stands for a list in a list in a list ..."
