@@ -13,7 +13,8 @@ from golf.artifact.rans import PRECISION, Ints
 
 UNIT = 64  # magnitudes are told in 64ths of a code
 CONTEXTS = 48  # of a weight: the magnitude to expect, in quarters of an octave from 1/16 of a code up
-BYTE_CONTEXTS = 64  # of a byte
+SIZE_CONTEXTS = NEAR_CONTEXTS = 64  # of a number's last byte, by size; where the others begin, for what most had
+UNDER_CONTEXTS = 2  # of any other byte: whether the one above is 0
 BELIEF = 128  # symbols' worth that a context of bytes takes from all the others
 COUNT = 32  # what one symbol seen adds to its count
 PRIOR = 48 * COUNT  # what a table begins with
@@ -90,9 +91,11 @@ def code_tables(bits: int) -> Tables:
     return Tables(_gaussians(bits))
 
 
-def byte_tables() -> Tables:
-    """For bytes; they begin level."""
-    return Tables(np.zeros((BYTE_CONTEXTS, 256), dtype=np.int64), np.full(256, COUNT, dtype=np.int64))
+def byte_tables(width: int) -> list[Tables]:
+    """For each byte of numbers of so many; they begin level."""
+    level = np.full(256, COUNT, dtype=np.int64)
+    contexts = [UNDER_CONTEXTS] * (width - 1) + [NEAR_CONTEXTS + 8]
+    return [Tables(np.zeros((count, 256), dtype=np.int64), level) for count in contexts]
 
 
 def context_of(magnitude_n: Ints) -> Ints:

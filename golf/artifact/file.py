@@ -31,7 +31,7 @@ from golf.roles import roles_of
 
 T = TypeVar("T")
 
-MAGIC = b"GOLFART3"
+MAGIC = b"GOLFART4"
 PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 4_000_000
 MAX_LAYERS = 4096

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from golf.artifact import rans
 from golf.artifact.codecs import BytesConfig, CodecConfig
-from golf.artifact.entropy import EntropyConfig, groups_of
+from golf.artifact.entropy import EntropyConfig
 from golf.artifact.file import config_classes
+from golf.artifact.groups import groups_of
 from golf.artifact.sections import Section
 from golf.compose import CONF
 from golf.errors import UserError
@@ -178,21 +179,52 @@ def test_rows_of_like_steps_are_told_from_their_mean() -> None:
 
 
 def test_numbers_are_told_from_those_before_them() -> None:
-    """Rows of weights whose sizes differ, and long runs of one number."""
+    """Stretches of numbers whose sizes differ, and long runs of one number."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(256, 64, generator=generator) * 2.0 ** torch.randint(-8, 4, (256, 1), generator=generator)
-    mixed = rows.flatten()[torch.randperm(rows.numel(), generator=generator)].view(rows.shape)
-    in_rows, in_any_order = (len(EntropyConfig().encode([w.half()], sections_of([w.half()]))) for w in (rows, mixed))
+    flat = rows.flatten().half()
+    mixed = flat[torch.randperm(flat.numel(), generator=generator)]
+    in_rows, in_any_order = (len(EntropyConfig().encode([w], sections_of([w]))) for w in (flat, mixed))
     assert in_rows < 0.96 * in_any_order
     assert len(EntropyConfig().encode([torch.ones(4096).half()], [Section("w/value", torch.float16, (4096,))])) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_matrices_of_numbers_are_told_from_rows_and_columns(dtype: torch.dtype) -> None:
+    """Rows of like size, and rows that are copies of one and a little noise, each against the same in any order."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 2.0 ** torch.randint(-8, 4, (512, 1), generator=generator)
+    noise, common = torch.randn(512, 64, generator=generator), torch.randn(64, generator=generator)
+    copies = torch.where(sizes < 0.1, common + 0.02 * noise, noise * 4)
+    for w in (noise * sizes, copies):
+        mixed = w.flatten()[torch.randperm(w.numel(), generator=generator)].view(w.shape)
+        in_order, in_any_order = (
+            len(EntropyConfig().encode([v.to(dtype)], [Section("w/value", dtype, (512, 64))])) for v in (w, mixed)
+        )
+        assert in_order < in_any_order - w.numel() / 16, "half a bit a number"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int16, torch.uint8], ids=str)
+def test_matrices_of_any_bytes_come_back(dtype: torch.dtype) -> None:
+    """Infinities, nans and numbers that are none included."""
+    raw = torch.randint(
+        0, 256, (300, 70 * dtype.itemsize), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    raw[::3] = raw[0]
+    section = Section("w/value", dtype, (300, 70))
+    (group,) = groups_of([section])
+    assert (group.rows, group.columns, group.width) == (300, 70, dtype.itemsize)
+    (found,) = EntropyConfig().decode(EntropyConfig().encode([raw.view(dtype)], [section]), [section])
+    assert bits(found) == raw.flatten().tolist()
 
 
 def test_the_stream_is_the_same_everywhere() -> None:
     """Integers and decimals only: bytes noted once hold on every machine and version."""
     codes = ((torch.arange(4000) * 7919 % 1009 - 500) // 60).to(torch.int8).view(40, 100)
-    values = [codes, (torch.arange(40) / 64 + 1).half()]
+    matrix = ((torch.arange(300 * 64) * 7919 % 1009 - 500) / 64).half().view(300, 64)
+    values = [codes, (torch.arange(40) / 64 + 1).half(), matrix]
     coded = EntropyConfig().encode(values, sections_of(values))
-    assert hashlib.sha256(coded).hexdigest()[:16] == "93830c5d9d72c3e0"
+    assert hashlib.sha256(coded).hexdigest()[:16] == "78bb7a9c67cabd72"
 
 
 def test_lanes_of_any_length_come_back() -> None:
