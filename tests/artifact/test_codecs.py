@@ -69,6 +69,7 @@ def test_codecs_are_lossless_and_repeat_themselves(codec: CodecConfig, values: l
 @given(data=st.data())
 def test_damaged_streams_are_refused_or_read_as_declared(codec: CodecConfig, data: Any) -> None:
     values = [torch.arange(-60, 60, dtype=torch.int8).view(12, 10), torch.linspace(0, 1, 9).half()]
+    values.append(torch.linspace(-1, 1, 256 * 64).half().view(256, 64))
     sections = sections_of(values)
     coded = bytearray(codec.encode(values, sections))
     for _ in range(data.draw(st.integers(1, 4))):
