@@ -17,16 +17,17 @@ from golf.checkpoint import save_tensors
 from golf.config import Run
 from golf.dist import Ranks
 from golf.errors import RunError
-from golf.evals.evaluator import Score
+from golf.evals.book import Score
 from golf.ledger import Ledger
 from golf.legality import broken_rules
 from golf.loop import LoopState, Trained
 from golf.models.lm import LM
 from golf.quant.allocation import fit
 from golf.rundir import RunDir
-from golf.scoring import Scoring
+from golf.scoring import EvalFiles, Scoring, enter_pass
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
+from golf.tokens.shards import file_sha256
 
 WARM_UP_STEPS = 5  # left out of step_ms: caches and allocators settle
 
@@ -105,9 +106,12 @@ def score_artifact(
     fresh = artifact.model.to(ranks.device)
     fresh.compute_dtype, fresh.attend = model.compute_dtype, model.attend
     scores: dict[str, Score] = {}
+    files = EvalFiles(path.parent, file_sha256(path), sinks.note)
     for name in run.eval.evaluators:
         with ledger.phase("eval", run.eval.split):
-            scores[name] = scoring.score(fresh, name)
+            scores[name] = scoring.score(fresh, name, files)
+        if ranks.first:
+            enter_pass(path.parent, run.eval.split, name, scores[name])
         sinks.note(
             f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s"
         )
@@ -136,7 +140,11 @@ def store(
     with ledger.phase("quantise"):
         shares = run.quant.allocation.factors(dialled, measured.power)
 
+    written = 0.0
+
     def write(factor: float) -> int:
+        nonlocal written
+        written = factor
         with ledger.phase("quantise"):
             widths = {key: share * factor for key, share in shares.items()}
             stored = run.quant.quantize(kept, roles, measured.hessians, widths)
@@ -155,7 +163,7 @@ def store(
         write(1.0)
         return {}
     found = fit(write, run.cap_bytes, run.quant.fit_margin, sum(w.numel() for w in dialled.values()))
-    if path.stat().st_size != found.size_bytes:
+    if written != found.factor:
         write(found.factor)
     return asdict(found)
 
@@ -177,7 +185,7 @@ def _score_part(run: Run, weights: str, pre_quant_bpb: float, scores: dict[str, 
             "bytes": score.bytes,
             "seconds": score.seconds,
             "legal": run.eval.evaluators[name].legal,
-            "notes": run.eval.evaluators[name].notes,
+            "notes": run.eval.evaluators[name].describe(),
             "weights": weights,
         }
         for name, score in scores.items()

@@ -1,5 +1,7 @@
-"""A finished run's kept weights through another quantiser, codec or evaluator: no training, a result like any other."""
+"""A finished run through another quantiser, codec or evaluator: no training, a result like any other."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,32 +50,57 @@ def open_source(path: Path) -> Source:
     return Source(folder, run, Prepared.load(Path(config["prepared"]["folder"])), result)
 
 
-def requantise(source: Source, run: Run, sinks: Sink, command: list[str]) -> tuple[RunDir, dict[str, Any]]:
-    """Quantise, write, read back and score; run: the source's, with another quant, codec or eval. (folder, result)
+Make = Callable[[LM, RunDir, Ranks, Ledger], dict[str, Any]]  # writes the artifact; what a fit chose, else nothing
 
-    A cell that has its result is not made again.
-    """
+
+def requantise(source: Source, run: Run, sinks: Sink, command: list[str]) -> tuple[RunDir, dict[str, Any]]:
+    """Quantise, write, read back and score; run: the source's, with another quant, codec or eval. (folder, result)"""
+
+    def make(model: LM, folder: RunDir, ranks: Ranks, ledger: Ledger) -> dict[str, Any]:
+        weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+        average, roles = source.result["average"], model.stored_roles()
+        found = calibrate(run, source.prepared, model, ranks, ledger)
+        return store(run, source.prepared, weights, average, roles, folder.artifact, ledger, found)
+
+    return derive(source, run, sinks, command, make)
+
+
+def rescore(source: Source, run: Run, sinks: Sink, command: list[str]) -> tuple[RunDir, dict[str, Any]]:
+    """Score the source's own artifact; run: the source's, with another eval. (folder, result)"""
+
+    def make(model: LM, folder: RunDir, ranks: Ranks, ledger: Ledger) -> dict[str, Any]:
+        for name in ("calibrate", "quantise", "encode"):
+            ledger.phases[name] = dict(source.result["phases"][name])
+        shutil.copyfile(source.folder.artifact, folder.artifact.with_suffix(".tmp"))
+        folder.artifact.with_suffix(".tmp").rename(folder.artifact)
+        return source.result.get("fit") or {}
+
+    return derive(source, run, sinks, command, make)
+
+
+def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make) -> tuple[RunDir, dict[str, Any]]:
+    """A run folder beside the source's, without training. A cell that has its result is not made again."""
     prepared, digest = source.prepared, fingerprint(run, source.prepared.digest)
     folder, finished = jobs.open_run(run, prepared, command)
     if finished is not None:
         return folder, finished
-    with folder.lock():
+    with folder.lock(), Ledger().watching(prepared.files()) as ledger:
         began_as = rundir.environment()
         ranks = Ranks(0, 1, pick_device(run.compute.device))
         model = load_model(source, ranks)
-        weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
-        ledger, average = Ledger(), source.result["average"]
-        ledger.add("train", source.result["train_seconds"], tuple(source.result["phases"]["train"]["reads"]))
-        found = calibrate(run, prepared, model, ranks, ledger)
-        fitted = store(run, prepared, weights, average, model.stored_roles(), folder.artifact, ledger, found)
+        train = source.result["phases"]["train"]
+        ledger.add("train", source.result["train_seconds"], tuple(train["reads"]))
+        fitted = make(model, folder, ranks, ledger)
         if fitted:
             sinks.note(told(fitted, run.cap_bytes))
-        scoring = Scoring(run.eval, prepared, ranks)
+        ledger.phases["train"]["opened"] = train.get("opened", [])
         pre_quant_bpb = source.result["pre_quant_bpb"]
-        if run.eval != source.run.eval:
+        scoring = Scoring(run.eval, prepared, ranks)
+        was = source.run.eval
+        if (run.eval.split, run.eval.evaluators["plain"]) != (was.split, was.evaluators["plain"]):
             with ledger.phase("eval", run.eval.split):
                 pre_quant_bpb = scoring.score(model).bpb
-        counted, limit = ledger.counted(), run.budget.max_seconds
+        average, counted, limit = source.result["average"], ledger.counted(), run.budget.max_seconds
         measured = {key: source.result[key] for key in KEPT} | {
             **score_artifact(run, folder.artifact, model, average, scoring, pre_quant_bpb, ranks, sinks, ledger),
             "phases": ledger.phases,

@@ -93,8 +93,9 @@ def work(
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
     finished = None
     try:
-        trained = train(run, prepared, folder, ranks, sinks, state, ledger)
-        measured = export(run, prepared, folder, ranks, sinks, state, ledger, trained)
+        with ledger.watching(prepared.files()):
+            trained = train(run, prepared, folder, ranks, sinks, state, ledger)
+            measured = export(run, prepared, folder, ranks, sinks, state, ledger, trained)
         if ranks.first:
             names = {"fingerprint": config["fingerprint"], "config_hash": config["config_hash"]}
             finished = result.assemble(run, prepared, **names, measured=measured | {"environment": began_as})

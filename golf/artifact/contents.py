@@ -50,14 +50,14 @@ def contents(path: Path, weights: dict[str, Tensor] | None = None) -> tuple[Arti
             before = weights[name].float()
             error = ((w - before).square().sum() / before.square().sum().clamp_min(1e-30)).item()
         alone = _alone(name, kept.parts, artifact.codec)
-        lines.append(Line(name, tuple(w.shape), kept.format, _entropy(kept.parts), alone, error))
+        lines.append(Line(name, tuple(w.shape), kept.format, _entropy(kept.parts, w.numel()), alone, error))
     return artifact, lines
 
 
-def _entropy(parts: Parts) -> float:
-    """Bits of one number of the largest part, order 0; of floats, byte by byte."""
-    largest = max(parts.values(), key=Tensor.numel)
-    return sum(_order_0(column) for column in bytes_of(largest).T)
+def _entropy(parts: Parts, weights: int) -> float:
+    """Bits a weight of the codes, order 0 (packed: by the byte); where there are none, of halves, byte by byte."""
+    codes = [part for part in parts.values() if part.dtype.itemsize == 1] or [max(parts.values(), key=Tensor.numel)]
+    return sum(_order_0(column) * len(column) for part in codes for column in bytes_of(part).T) / max(1, weights)
 
 
 def _order_0(byte_N: Tensor) -> float:

@@ -35,7 +35,8 @@ MAGIC = b"GOLFART4"
 PREFIX = struct.Struct("<8s32sI")
 MAX_HEADER_BYTES = 4_000_000
 MAX_LAYERS = 4096
-MAX_PAYLOAD_BYTES = 2**28  # far above what any cap admits: it bounds a reader's memory, with some 20 bytes a number
+# Far above what any cap admits; they bound a reader's memory, with some 20 bytes a number.
+MAX_PAYLOAD_BYTES, MAX_PARAMETERS = 2**28, 2**28
 DTYPES = {
     "i8": torch.int8,
     "u8": torch.uint8,
@@ -186,6 +187,8 @@ def _shell(config: LMConfig, tensors: dict[str, Any]) -> LM:
     if config.layers > min(len(tensors), MAX_LAYERS):
         raise ValueError(f"{config.layers} layers can't be made of {len(tensors)} tensors")
     model = config.build_on_meta()
+    if sum(parameter.numel() for parameter in model.parameters()) > MAX_PARAMETERS:
+        raise ValueError(f"its model has more than {MAX_PARAMETERS:,} parameters")
     if set(tensors) != set(roles_of(model)):
         raise ValueError("its tensors are not those of its model")
     return model

@@ -28,7 +28,8 @@ class Section(NamedTuple):
 
 def bytes_of(value: Tensor) -> Tensor:
     """byte_NK: the K bytes of each of a tensor's N numbers, in order of memory (little-endian)."""
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).view(value.numel(), value.dtype.itemsize)
+    flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)  # a view may have odd strides
+    return flat.view(torch.uint8).view(value.numel(), value.dtype.itemsize)
 
 
 def tensor_of(byte_N: Tensor, section: Section) -> Tensor:

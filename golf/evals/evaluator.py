@@ -1,56 +1,154 @@
-"""Scores: nats per token and bits per byte of a token stream, every target once.
+"""Evaluators: the order in which a token stream is graded, and who may learn from what was graded when.
 
-The evaluator owns the stream and commits the scores; what it scores is asked only for log-probabilities over the
-whole vocabulary, so that a score can be checked to be one. N: tokens of the stream.
+A round is graded whole, by one scorer, before that scorer is told of it. What the scorer gives is a distribution over
+the whole vocabulary for each target; the book looks the targets up, so that a score can be checked to be one.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from golf.dist import Ranks
+from golf.evals.book import NOTHING, Book, Score, TraceLine
+from golf.evals.scorers import FixedConfig, Graded, Scorer, ScorerConfig, Window
 from golf.fields import OPERATIONAL, one_of, positive
-from golf.tokens.tokenizer import ByteCounter
+from golf.models.lm import LM
 
-LogProbs = Callable[[Tensor, int], Tensor]  # ids_BT, last -> log p of the token after each of the last positions
 SPLITS = ("val", "tune")
+Note = Callable[["Pass"], None]  # told after each round
+Planned = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids_BT, position_BS, slot_B of one forward
+
+
+class Lesson(NamedTuple):
+    """Rows of U = T + 1 tokens to learn from; the rest as in Graded."""
+
+    rows_BU: np.ndarray
+    mask_BT: np.ndarray
+    slot_B: np.ndarray
+    goes_on_B: np.ndarray
+    new_G: list[np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """One pass over a stream: sums over all ranks, and this pass's clock."""
+class Round:
+    """What is graded before anybody learns from it: the forwards of this rank's share, then what they taught.
 
-    nats: float
-    tokens: int
-    bytes: int
-    seconds: float
+    begins: first tokens of the documents that begin here, None where none does.
+    """
 
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
+    forwards: Iterator[Planned]
+    begins: np.ndarray | None
+    learn: Callable[[], Lesson]
 
-    @property
-    def bpb(self) -> float:
-        """Bits per byte."""
-        return self.nats / math.log(2) / self.bytes
+
+@dataclass(slots=True)
+class Pass:
+    """An evaluation under way: the book, the scorer, rounds done and what each came to."""
+
+    book: Book
+    scorer: Scorer
+    rounds: int
+    done: int = 0
+    trace: list[TraceLine] = field(default_factory=list)
+
+
+def quietly(_: Pass) -> None:
+    """Tells nobody."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluatorConfig:
-    """The slot. legal and notes go into the result: whether such a score may be submitted, and why."""
+    """The slot. legal and notes go into the result: whether such a score may be submitted, and why.
 
-    legal: ClassVar[bool]
-    notes: ClassVar[str]
+    scorer: who gives the distributions (null: the model as it is); batch_tokens: about so many inputs in one forward.
+    """
 
-    def run(self, log_probs: LogProbs, stream: np.ndarray, counter: ByteCounter, ranks: Ranks) -> Score:
+    legal: ClassVar[bool] = True
+    notes: ClassVar[str] = ""
+    alone: ClassVar[bool] = False  # each document is scored by itself
+
+    scorer: ScorerConfig | None = None
+    batch_tokens: int = field(metadata=OPERATIONAL)
+
+    def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
+        """The rounds in order, each made when it is its turn. All ranks have equally many."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        return f"{self.chosen.describe()}; {self.notes}"
+
+    @property
+    def chosen(self) -> ScorerConfig:
+        return self.scorer or FixedConfig()
+
+    @torch.no_grad()
+    def run(self, model: LM, book: Book, bos_id: int, note: Note = quietly, resume: "Resume | None" = None) -> Score:
+        """Grade the book's stream from its first target to its last, and close the book."""
+        started, ranks = time.perf_counter(), book.ranks
+        rounds = self.rounds(book.stream, bos_id, ranks)
+        going = Pass(book, self.chosen.open(model, ranks), len(rounds))
+        if resume is not None:
+            started -= resume.load(going)
+        for index in range(going.done, len(rounds)):
+            self.grade(going, rounds[index](), index)
+            note(going)
+            # what a scorer learnt of the documents under way is not kept
+            if resume is not None and (not self.chosen.documents or _anew(rounds, index + 1)):
+                resume.save(going, time.perf_counter() - started)
+        return book.close(time.perf_counter() - started)
+
+    def grade(self, going: Pass, round_: Round, index: int) -> None:
+        """One round: commit everything, then let the scorer learn from it."""
+        book, scorer, device = going.book, going.scorer, going.book.ranks.device
+        if round_.begins is not None:
+            scorer.begin(round_.begins)
+        for ids_BT, position_BS, slot_B in round_.forwards:
+            window = Window(tensor(ids_BT, device), position_BS.shape[1], tensor(slot_B, device))
+            targets_BS, _ = book.commit(position_BS, scorer.log_probs(window))
+            scorer.observe(window, targets_BS, torch.from_numpy(position_BS != NOTHING).to(device))
+        loss = None
+        if index < going.rounds - 1:  # nothing comes after the last round
+            lesson = round_.learn()
+            rows_BU = tensor(lesson.rows_BU, device)
+            graded = Graded(
+                rows_BT=rows_BU[:, :-1],
+                targets_BT=rows_BU[:, 1:],
+                mask_BT=torch.from_numpy(lesson.mask_BT).to(device),
+                goes_on_B=torch.from_numpy(lesson.goes_on_B).to(device),
+                slot_B=tensor(lesson.slot_B, device),
+                new_G=lesson.new_G,
+                index=index,
+                rounds=going.rounds,
+            )
+            loss = scorer.update(graded)
+        nats, tokens, size = book.sums()
+        going.trace.append(TraceLine(tokens, nats, size, loss))
+        going.done = index + 1
+
+
+def _anew(rounds: list[Callable[[], Round]], index: int) -> bool:
+    """Whether new documents begin with this round."""
+    return index < len(rounds) and rounds[index]().begins is not None
+
+
+def tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(device)
+
+
+class Resume:
+    """Where a pass that was cut off is kept; golf/scoring.py has the one that writes files."""
+
+    def load(self, going: Pass) -> float:
+        """Put the pass where it was; returns the seconds it had taken."""
+        raise NotImplementedError
+
+    def save(self, going: Pass, seconds: float) -> None:
+        """Keep it, if it is time to."""
         raise NotImplementedError
 
 
@@ -72,69 +170,160 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Span:
     """Inputs start .. start+length-1; the last `scored` of their next tokens are graded."""
 
     start: int
     length: int
     scored: int
 
+    @property
+    def first(self) -> int:
+        """The first target it grades."""
+        return self.start + self.length - self.scored + 1
 
-def windows(tokens: int, length: int, stride: int) -> Iterator[Window]:
+
+def windows(tokens: int, length: int, stride: int) -> Iterator[Span]:
     """Cover targets 1 .. tokens-1, each once, in order. The first window grades all its targets, later ones the last
     `stride`; the last one is moved back to keep its length, so that the tail has at least as much context."""
     targets = tokens - 1
     first = min(length, targets)
-    yield Window(0, first, first)
+    yield Span(0, first, first)
     done = first
     while done < targets:
         scored = min(stride, targets - done)
-        yield Window(done + scored - length, length, scored)
+        yield Span(done + scored - length, length, scored)
         done += scored
 
 
 @dataclass(kw_only=True, slots=True)
 class WindowsConfig(EvaluatorConfig):
-    """Windows of `length` tokens every `stride` (null: length, no overlap), about batch_tokens in one forward.
+    """All text as one stream: windows of `length` tokens every `stride` (null: length, no overlap).
 
     stride < length is the sliding window of PR 50: every target but the first window's has length - stride tokens of
-    context or more.
+    context or more. chunk_tokens: a round is the windows whose first target lies in so many tokens (PR 461; null: the
+    whole stream is one round, and no scorer learns from it).
     """
 
-    legal: ClassVar[bool] = True
-    notes: ClassVar[str] = "fixed weights, causal, every target once"
+    notes: ClassVar[str] = "causal, every target once, in the order of the stream"
 
     length: int
     stride: int | None
-    batch_tokens: int = field(metadata=OPERATIONAL)
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        positive(length=self.length, stride=self.stride, batch_tokens=self.batch_tokens)
+        positive(length=self.length, stride=self.stride, batch_tokens=self.batch_tokens, chunk_tokens=self.chunk_tokens)
         if self.stride is not None and self.stride > self.length:
             raise ValueError(f"stride={self.stride} would skip targets; at most length={self.length}")
+        if self.chunk_tokens is not None and self.chunk_tokens < self.length:
+            raise ValueError(f"chunk_tokens={self.chunk_tokens} is less than a window; at least length={self.length}")
+        if self.chosen.documents:
+            raise ValueError("scorer: learns for each document; take an evaluator of documents, such as eval=ttt_lora")
 
-    @torch.no_grad()
-    def run(self, log_probs: LogProbs, stream: np.ndarray, counter: ByteCounter, ranks: Ranks) -> Score:
-        """Score the stream (N token ids): windows are shared out over ranks, sums are float64 and int64."""
-        started = time.perf_counter()
-        counter = counter.to(ranks.device)
-        plan = list(windows(len(stream), self.length, self.stride or self.length))
-        share = plan[len(plan) * ranks.rank // ranks.world : len(plan) * (ranks.rank + 1) // ranks.world]
-        nats = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        counts = torch.zeros(2, dtype=torch.int64, device=ranks.device)
+    def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
+        """One for each chunk; its windows are shared out over ranks, in order."""
+        size = self.chunk_tokens or len(stream)
+        plan = windows(len(stream), self.length, self.stride or self.length)
+        chunks = [list(spans) for _, spans in groupby(plan, key=lambda span: (span.first - 1) // size)]
+
+        def make(index: int) -> Round:
+            spans = chunks[index]
+            share = spans[len(spans) * ranks.rank // ranks.world : len(spans) * (ranks.rank + 1) // ranks.world]
+            stop = spans[-1].start + spans[-1].length
+            return Round(
+                forwards=self._forwards(stream, share),
+                begins=stream[:1] if index == 0 else None,
+                learn=lambda: lesson_of(stream, spans[0].first - 1, stop, self.length, ranks),
+            )
+
+        return [lambda index=index: make(index) for index in range(len(chunks))]  # type: ignore[misc]
+
+    def _forwards(self, stream: np.ndarray, spans: list[Span]) -> Iterator[Planned]:
         rows = max(1, self.batch_tokens // self.length)
-        for (length, scored), alike in groupby(share, key=lambda w: (w.length, w.scored)):
-            starts = np.array([window.start for window in alike])
+        for (length, scored), alike in groupby(spans, key=lambda span: (span.length, span.scored)):
+            starts = np.array([span.start for span in alike])
             for batch in np.split(starts, range(rows, len(starts), rows)):
-                ids_BT = stream[batch[:, None] + np.arange(length + 1)].astype(np.int64)
-                tokens_BT = torch.from_numpy(ids_BT).to(ranks.device)
-                targets_BS, previous_BS = tokens_BT[:, -scored:], tokens_BT[:, -scored - 1 : -1]
-                logp_BSV = log_probs(tokens_BT[:, :-1], scored)
-                nats -= logp_BSV.gather(-1, targets_BS[..., None]).double().sum()
-                counts[0] += targets_BS.numel()
-                counts[1] += counter.count(previous_BS, targets_BS).sum()
-        ranks.sum_(nats)
-        ranks.sum_(counts)
-        tokens, size = counts.tolist()
-        assert tokens == len(stream) - 1, f"scored {tokens} targets of {len(stream) - 1}"
-        return Score(nats.item(), tokens, size, time.perf_counter() - started)
+                position_BS = batch[:, None] + np.arange(length - scored + 1, length + 1)
+                yield stream[batch[:, None] + np.arange(length)], position_BS, np.zeros(len(batch), dtype=np.int64)
+
+
+def lesson_of(stream: np.ndarray, start: int, stop: int, length: int, ranks: Ranks) -> Lesson:
+    """Inputs start .. stop-1 and their next tokens side by side in rows; this rank's share of them, equally many on
+    each (rows that are filled up have an empty mask). The new tokens are all of them, on every rank."""
+    count = -(-(stop - start) // length)
+    count += -count % ranks.world
+    index_BU = start + np.arange(count)[:, None] * length + np.arange(length + 1)
+    own = slice(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
+    rows_BU = stream[np.minimum(index_BU[own], stop)]
+    mask_BT = index_BU[own][:, :-1] < stop
+    slot_B = np.zeros(len(rows_BU), dtype=np.int64)
+    return Lesson(rows_BU, mask_BT, slot_B, slot_B == 0, [stream[start + 1 : stop + 1]])
+
+
+@dataclass(kw_only=True, slots=True)
+class DocumentsConfig(EvaluatorConfig):
+    """Each document by itself, from its BOS: no text of another is its context. `documents` of them are under way at
+    once, `chunk_tokens` of each are graded in a round, with the last `length` tokens of the document before their end
+    as inputs (the records' TTT by document, PR 1530).
+
+    order: stream, or longest first (so that documents beside one another are alike in length; an order that is fixed
+    before anything is graded).
+    """
+
+    notes: ClassVar[str] = "causal, every target once, each document from its own start"
+    alone: ClassVar[bool] = True
+
+    length: int
+    chunk_tokens: int
+    documents: int
+    order: str
+
+    def __post_init__(self) -> None:
+        positive(length=self.length, chunk_tokens=self.chunk_tokens, documents=self.documents)
+        positive(batch_tokens=self.batch_tokens)
+        one_of("order", self.order, ("stream", "longest"))
+        if self.chunk_tokens > self.length:
+            raise ValueError(f"chunk_tokens={self.chunk_tokens} is more than a window; at most length={self.length}")
+
+    def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
+        """For each batch of documents one for each of the longest one's chunks; documents are shared out over ranks."""
+        starts = np.union1d([0], np.flatnonzero(stream == bos_id))
+        starts = starts[starts < len(stream) - 1]
+        stops = np.append(starts[1:], len(stream) - 1)  # the last target: the next document's BOS
+        chosen = np.argsort(starts - stops, kind="stable") if self.order == "longest" else np.arange(len(starts))
+        made: list[Callable[[], Round]] = []
+        for first in range(0, len(chosen), self.documents):
+            batch = chosen[first : first + self.documents]
+            own = batch[ranks.rank :: ranks.world]
+            longest = int((stops - starts)[batch].max())
+            for done in range(0, longest, self.chunk_tokens):
+                made.append(
+                    lambda own=own, done=done: self._round(stream, starts[own], stops[own], done)  # type: ignore[misc]
+                )
+        return made
+
+    def _round(self, stream: np.ndarray, start_G: np.ndarray, stop_G: np.ndarray, done: int) -> Round:
+        """Targets done+1 .. done+chunk of each document that is so long."""
+        end = done + self.chunk_tokens
+        here = np.flatnonzero(stop_G - start_G > done)
+        back = max(0, end - self.length)
+        position_GU = start_G[here, None] + np.arange(back, end + 1)
+        there_GU = position_GU <= stop_G[here, None]
+        text_GU = stream[np.where(there_GU, position_GU, 0)]
+        graded_GT = there_GU[:, 1:] & (np.arange(back, end) >= done)
+
+        def forwards() -> Iterator[Planned]:
+            rows = max(1, self.batch_tokens // (end - back))
+            for part in np.split(np.arange(len(here)), range(rows, len(here), rows)):
+                if len(part):
+                    position_BS = np.where(graded_GT[part], position_GU[part, 1:], NOTHING)[:, done - back :]
+                    yield text_GU[part, :-1], position_BS, here[part]
+
+        def learn() -> Lesson:
+            goes_on_B = (stop_G - start_G)[here] > end
+            new_G = [np.empty(0, dtype=stream.dtype)] * len(start_G)
+            for row, slot in enumerate(here):
+                new_G[slot] = text_GU[row, 1:][graded_GT[row]]
+            return Lesson(text_GU, graded_GT, here, goes_on_B, new_G)
+
+        return Round(forwards(), stream[start_G] if done == 0 else None, learn)

@@ -27,6 +27,8 @@ def layer_set(text: str, layers: int, key: str = "layers") -> frozenset[int]:
         raise UserError(f"{key}={text!r} names no layers; write {FORMS}")
     side, count, indices, depth = match.groups()
     reference = int(depth) if depth else layers
+    if reference > max(DEEPEST, layers):
+        raise UserError(f"{key}={text!r} is of {reference} layers; at most {DEEPEST}")
     numbers = [int(count)] if side else [int(index) for index in indices.split(",")]
     if reference < 1 or max(numbers) > (reference if side else reference - 1):
         raise UserError(f"{key}={text!r} goes past {reference} layers; add the depth that it was written for: {FORMS}")
@@ -42,7 +44,7 @@ def layer_span(text: str, layers: int, key: str = "layers") -> range:
     neighbours. Raises UserError where the text names none, or names layers apart."""
     match = re.fullmatch(r"(.*?)(?:\s+of\s+(\d+))?", text.strip())
     assert match is not None
-    reference = int(match[2]) if match[2] else layers
+    reference = min(int(match[2]), DEEPEST + 1) if match[2] else layers
     written = sorted(layer_set(text, reference, key))
     if not written or written[-1] - written[0] + 1 != len(written):
         raise UserError(f"{key}={text!r} must name neighbouring layers; try {key}='3,4,5 of 11'")

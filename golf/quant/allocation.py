@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from golf.fields import between
@@ -57,19 +56,22 @@ class WaterfillConfig(AllocationConfig):
         return True
 
     def factors(self, weights: Mapping[str, Tensor], power: Mapping[str, float]) -> dict[str, float]:
-        """They leave the mean of the bits as it was: the weighted mean of their logarithms is 0."""
-        numbers = torch.tensor([float(weight.numel()) for weight in weights.values()], dtype=torch.float64)
-        sigma = torch.tensor([weight.float().std().item() for weight in weights.values()], dtype=torch.float64)
-        slope = torch.tensor([power[name] for name in weights], dtype=torch.float64).sqrt()
-        wanted = -(slope.clamp_min(1e-30) * sigma.clamp_min(1e-30)).log()
-        wanted = self.strength * (wanted - (wanted * numbers).sum() / numbers.sum())
+        """Where none meets its bound they leave the mean of the bits as it was: the weighted mean of their logarithms
+        is 0. Tensors that say nothing (no gradient, all zeros) keep their steps and do not weigh on the others'."""
+        sigma = {name: weight.float().square().mean().sqrt().item() for name, weight in weights.items()}
+        spoken = {name: power[name] ** 0.5 * sigma[name] for name in weights}
+        wanted = {name: -math.log(value) for name, value in spoken.items() if 0 < value < math.inf}
+        numbers = sum(weights[name].numel() for name in wanted)
+        mean = sum(value * weights[name].numel() for name, value in wanted.items()) / max(1, numbers)
         bound = math.log(self.most)
-        return dict(zip(weights, wanted.clamp(-bound, bound).exp().tolist(), strict=True))
+        shares = {name: self.strength * (value - mean) for name, value in wanted.items()}
+        return {name: math.exp(min(max(shares.get(name, 0.0), -bound), bound)) for name in weights}
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a search ended with. fits: the file is within the cap and its margin; full: and leaves little unused."""
+    """What a search ended with, after so many tries. fits: the file is within the cap and its margin; full: and leaves
+    little unused."""
 
     factor: float
     size_bytes: int
@@ -96,7 +98,7 @@ def fit(size_of: Callable[[float], int], cap_bytes: int, margin: float, weights:
         if not low < octaves < high:
             octaves = (low + high) / 2
     assert best is not None
-    return best
+    return replace(best, tries=tries)
 
 
 def _merit(found: Fit) -> tuple[bool, int]:

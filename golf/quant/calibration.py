@@ -169,7 +169,7 @@ class Inputs:
         self.leader = {
             name: first.setdefault(tuple(map(id, seen)), name) for name, seen in self._visits.items() if seen
         }
-        for name in set(self.leader.values()):
+        for name in dict.fromkeys(self.leader.values()):  # in one order on every rank
             for x in self._visits[name]:
                 self.add(name, x)
         self._visits.clear()

@@ -64,7 +64,7 @@ class FloatConfig(FormatConfig):
         one_of("dtype", self.dtype, tuple(FLOATS))
 
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
-        return {"value": _to_float(w_B, FLOATS[self.dtype])}
+        return {"value": to_float(w_B, FLOATS[self.dtype])}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         return parts["value"].float()
@@ -81,7 +81,7 @@ def decode_one(chosen: FormatConfig, parts: Parts, shape: tuple[int, ...]) -> Te
     return chosen.decode({part: value[None] for part, value in parts.items()}, shape)[0]
 
 
-def _to_float(w: Tensor, dtype: torch.dtype) -> Tensor:
+def to_float(w: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest number of the type; what is too large becomes its largest, not infinity."""
     limit = torch.finfo(dtype).max
     return w.float().clamp(-limit, limit).to(dtype)
@@ -119,7 +119,7 @@ class IntConfig(FormatConfig):
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
         shape = tuple(w_B.shape[1:])
         if self._half(shape):
-            return {"half": _to_float(w_B, torch.float16)}
+            return {"half": to_float(w_B, torch.float16)}
         w_BOI = w_B.float().flatten(2)
         rows = self._rows(shape)
         w_BRC = w_BOI.reshape(len(w_B), rows, -1)
@@ -128,7 +128,9 @@ class IntConfig(FormatConfig):
             importance = how.hessian_BII.diagonal(dim1=1, dim2=2)[:, None].expand_as(w_BOI).reshape(w_BRC.shape)
         step_BR1 = self.steps.steps(w_BRC, self.limit, importance)
         if how.widen_B is not None and self.steps.dial:
-            step_BR1 = step_BR1 * how.widen_B[:, None, None]
+            # no finer than brings the largest weight to the last code: beyond that finer steps only clip
+            least_BR1 = torch.minimum(step_BR1, w_BRC.abs().amax(dim=2, keepdim=True) / self.limit)
+            step_BR1 = torch.maximum(step_BR1 * how.widen_B[:, None, None], least_BR1)
         step_BR1 = stored_step(step_BR1)
         step_BOI = step_BR1.expand_as(w_BRC).reshape(w_BOI.shape)
         limit: int | Tensor = self.limit
@@ -141,7 +143,7 @@ class IntConfig(FormatConfig):
         if "half" in parts:
             return parts["half"].float()
         codes, scale_BR = parts["codes"], parts["scale"].float()
-        return (codes.float().view(*scale_BR.shape, -1) * scale_BR[:, :, None]).view(codes.shape)
+        return (codes.float().reshape(*scale_BR.shape, -1) * scale_BR[:, :, None]).view(codes.shape)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         if self._half(shape):

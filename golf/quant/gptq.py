@@ -44,7 +44,7 @@ class GPTQConfig(RoundingConfig):
         hessian_BII = hessian_BII.gather(2, order_BI[:, None, :].expand_as(hessian_BII))
         upper_BII = inverse_factor(hessian_BII, self.damping)
         w_BIO = _ordered(w_BOI.float(), order_BI)
-        w_BIO.masked_fill_((power_BI.gather(1, order_BI) == 0)[:, :, None], 0.0)  # an input that is never there
+        w_BIO = w_BIO.masked_fill((power_BI.gather(1, order_BI) == 0)[:, :, None], 0.0)  # an input that is never there
         top = _ordered(limit, order_BI) if isinstance(limit, Tensor) else limit
         code_BIO = solve(w_BIO, _ordered(step_BOI, order_BI), top, upper_BII, self.block)
         return _ordered(code_BIO.transpose(1, 2), order_BI.argsort(dim=1)).transpose(1, 2).contiguous()
@@ -78,6 +78,8 @@ def inverse_factor(hessian_BII: Tensor, damping: float) -> Tensor:
     extra_BI = torch.where(power_BI > 0, damping * power_BI.sum(dim=1, keepdim=True) / alive_B1, 1.0)
     h_BII = h_BII + torch.diag_embed(extra_BI)
     lower_BII, failed_B = torch.linalg.cholesky_ex(h_BII.flip(1, 2))
+    if not h_BII.isfinite().all():
+        raise RunError("calibration: the inputs of a layer are no numbers; lower the learning rates")
     if failed_B.any():
         raise RunError(
             f"quant.rounding.damping={damping}: the inputs of a layer leave no positive definite matrix; raise it, or "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from golf.fields import positive
+from golf.nodes import configs
 from golf.quant.formats import FormatConfig, Parts
 from golf.quant.rounding import PLAIN, How
 
@@ -23,6 +24,8 @@ class LQERConfig(FormatConfig):
 
     def __post_init__(self) -> None:
         positive(rank=self.rank, group=self.group)
+        if any(isinstance(config, LQERConfig) for _, config in configs(self.inner)):
+            raise ValueError("inner: has a correction of its own, and a tensor keeps one; raise rank instead")
 
     @property
     def reads_hessians(self) -> bool:

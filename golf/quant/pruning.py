@@ -8,6 +8,7 @@ from torch import Tensor
 from golf.fields import between
 from golf.quant.formats import FormatConfig, Parts
 from golf.quant.rounding import PLAIN, How
+from golf.quant.salient import SalientConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,6 +21,8 @@ class PrunedConfig(FormatConfig):
 
     def __post_init__(self) -> None:
         between(0, 1, share=self.share)
+        if isinstance(self.inner, SalientConfig) and self.inner.inner.per == "group":
+            raise ValueError("inner: salient columns of steps by group can't be pruned; take per=row")
 
     @property
     def reads_hessians(self) -> bool:

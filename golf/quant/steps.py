@@ -146,7 +146,8 @@ class MeanAbsConfig(StepConfig):
 @dataclass(kw_only=True, slots=True)
 class SDClipConfig(StepConfig):
     """k standard deviations of the row land on the last code (PR 1394, record 1.0856): what a weight costs is then
-    2.05 + log2(limit / k) bits, whatever its size.
+    2.05 + log2(limit / k) bits, whatever its size. They are taken from 0, where the grid has its middle: a row of equal
+    weights has some too.
 
     by_hessian: rows whose weights meet strong inputs get wider steps (record 1.0835: 0.175): k sigma (1 + by_hessian
     (i - 1)), i the mean of |weight| times its input's share, 1 on average. 0: the rows are alike.
@@ -166,7 +167,7 @@ class SDClipConfig(StepConfig):
         return self.by_hessian > 0
 
     def steps(self, w_BRC: Tensor, limit: int, importance_BRC: Tensor | None) -> Tensor:
-        sigma_BR1 = w_BRC.std(dim=2, keepdim=True, correction=0)
+        sigma_BR1 = w_BRC.square().mean(dim=2, keepdim=True).sqrt()
         if self.by_hessian and importance_BRC is not None:
             share_BRC = importance_BRC / importance_BRC.mean(dim=(1, 2), keepdim=True).clamp_min(1e-30)
             i_BR1 = (w_BRC.abs() * share_BRC).mean(dim=2, keepdim=True)

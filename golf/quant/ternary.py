@@ -11,7 +11,7 @@ from torch import Tensor
 
 from golf.errors import UserError
 from golf.fields import between, positive
-from golf.quant.formats import FormatConfig, Parts
+from golf.quant.formats import FormatConfig, Parts, to_float
 from golf.quant.grid import stored_step
 from golf.quant.rounding import PLAIN, How
 
@@ -38,7 +38,7 @@ class FewValuesConfig(FormatConfig):
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
         shape = tuple(w_B.shape[1:])
         if len(shape) < 2:
-            return {"half": w_B.half()}
+            return {"half": to_float(w_B, torch.float16)}
         w_BOI = w_B.float().flatten(2)
         w_BRC = w_BOI.reshape(len(w_B), self._groups(shape), self.group)
         step_BR1 = stored_step(w_BRC.abs().mean(dim=2, keepdim=True))

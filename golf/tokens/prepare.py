@@ -107,6 +107,10 @@ class Prepared:
                 "and prepare it again"
             ) from None
 
+    def files(self) -> dict[str, list[Path]]:
+        """The shards of each split."""
+        return {name: split.shards for name, split in self.splits.items()}
+
     def check(self) -> None:
         """Files are there; headers, sizes and counts agree. Cheap. UserError names the folder to delete."""
         try:

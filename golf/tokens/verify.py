@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +47,13 @@ def documents_of(split: Split, bos_id: int) -> Iterator[np.ndarray]:
     bounds = stream.document_bounds(bos_id).tolist()
     for start, stop in pairwise(bounds):
         yield stream.read(start, stop)
+
+
+def decoded_bytes(tokenizer: Path, bos_id: int, tokens: np.ndarray) -> int:
+    """UTF-8 bytes of the text that a stream decodes to, document by document."""
+    pieces = [piece for piece in np.split(tokens, np.flatnonzero(tokens == bos_id)) if len(piece)]
+    texts = load_tokenizer(tokenizer).decode([piece[piece != bos_id].tolist() for piece in pieces])
+    return sum(len(text.encode()) for text in texts)
 
 
 def _check_bytes(prepared: Prepared, name: str, split: Split, counter: ByteCounter) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from golf.artifact import rans
-from golf.artifact.codecs import BytesConfig, CodecConfig
+from golf.artifact.codecs import CODERS, BytesConfig, CodecConfig
 from golf.artifact.entropy import EntropyConfig
 from golf.artifact.file import config_classes
 from golf.artifact.groups import groups_of
@@ -97,6 +97,13 @@ def test_a_bomb_does_not_unpack(codec: CodecConfig) -> None:
     values = [torch.zeros(5000, 1000, dtype=torch.int8)]
     with pytest.raises(ValueError):
         codec.decode(codec.encode(values, sections_of(values)), [Section("w/codes", torch.int8, (10,))])
+
+
+@pytest.mark.parametrize("name", list(CODERS))
+def test_a_coder_stops_where_it_was_told(name: str) -> None:
+    """Ten megabytes of zeros are not unpacked for somebody who asked for ten bytes."""
+    bomb = CODERS[name].squeeze(bytes(10_000_000), CODERS[name].top_level)
+    assert len(CODERS[name].expand(bomb, 10)) <= 11
 
 
 def test_a_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from golf.errors import UserError
 from golf.export import store
 from golf.ledger import Ledger
 from golf.losses import NLL
-from golf.quant.allocation import Fit, WaterfillConfig, fit
+from golf.quant.allocation import MOST_TRIES, WaterfillConfig, fit
 from golf.quant.calibration import gradient_power
+from golf.quant.formats import IntConfig
+from golf.quant.rounding import PLAIN
+from golf.quant.steps import SDClipConfig
 from tests.quant.test_calibration import Given, ids, model_of, source
 
 Toy = Callable[..., Run]
@@ -45,7 +49,7 @@ def test_water_levels_all_by_curvature() -> None:
     weights = {name: torch.randn(size, generator=generator) * spreads[name] for name, size in sizes.items()}
     power = {"a": 1e-4, "b": 3e-4, "c": 2e-5}
     factors = WaterfillConfig(strength=1.0, most=100.0).factors(weights, power)
-    felt = {name: power[name] * (factors[name] * weights[name].std().item()) ** 2 for name in weights}
+    felt = {name: power[name] * (factors[name] ** 2 * weights[name].square().mean().item()) for name in weights}
     assert felt["a"] == pytest.approx(felt["b"]) == pytest.approx(felt["c"])
     assert sum(sizes[name] * math.log(factors[name]) for name in sizes) == pytest.approx(0, abs=1e-6)
     assert WaterfillConfig(strength=0.0, most=8.0).factors(weights, power) == dict.fromkeys(weights, 1.0)
@@ -67,9 +71,31 @@ def test_a_fit_finds_the_size_in_a_few_files() -> None:
 
 def test_a_fit_that_cannot_be_says_so() -> None:
     never = fit(lambda factor: 1000, 900, 0.001, 10)
-    assert never == Fit(never.factor, 1000, never.tries, False, False)
+    assert (never.size_bytes, never.tries, never.fits, never.full) == (1000, MOST_TRIES, False, False)
     ends = fit(lambda factor: min(800, round(500 / factor)), 900, 0.001, 4000)
-    assert ends.fits and not ends.full and ends.size_bytes == 800
+    assert ends.fits and not ends.full and ends.size_bytes == 800 and ends.tries == MOST_TRIES
+
+
+def test_what_says_nothing_keeps_its_steps_and_weighs_on_nobody() -> None:
+    weights = {name: torch.randn(40, 10, generator=torch.Generator().manual_seed(0)) for name in "abc"}
+    config = WaterfillConfig(strength=1.0, most=8.0)
+    alone = config.factors(weights, dict.fromkeys(weights, 1e-4))
+    silent = {"zero": torch.zeros(10, 10), "unfelt": torch.ones(1, 1)}
+    power = dict.fromkeys(weights, 1e-4) | {"zero": 1.0, "unfelt": 0.0}
+    assert config.factors(weights | silent, power) == alone | dict.fromkeys(silent, 1.0)
+
+
+def test_finer_steps_never_clip_more() -> None:
+    """A cap that is far away is not filled with worse weights."""
+    config = IntConfig(bits=6, steps=SDClipConfig(k=12.85, by_hessian=0.0), per="row", group=None, half_below=None)
+    w_B = torch.randn(2, 64, 256, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for octaves in range(6):
+        parts = config.encode(w_B, replace(PLAIN, widen_B=torch.tensor([2.0**-octaves, 1.0])))
+        error_B = (config.decode(parts, (64, 256)) - w_B).square().mean(dim=(1, 2))
+        errors.append(error_B[0].item())
+        assert error_B[1] == pytest.approx(errors[0], rel=0.1), "each of a stack has its own width"
+    assert errors == sorted(errors, reverse=True) and errors[1] < 0.3 * errors[0] and errors[-1] == errors[-2]
 
 
 @pytest.mark.parametrize("quant", QUANTS)

@@ -106,6 +106,8 @@ def test_ranks_add_up(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
         measure(Given(rows), source(model))
     monkeypatch.undo()
     first, second = halves
+    visited = [name for name, _ in model.named_parameters() if name in second.sums and name.startswith("stack.")]
+    assert [*second.sums][: len(visited)] == visited, "every rank adds them up in one order"
     others = iter(
         [tensor for name in second.sums for tensor in (torch.tensor(float(second.counts[name])), second.sums[name])]
     )

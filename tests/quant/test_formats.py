@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from golf.artifact import file as file_module
 from golf.artifact.file import MAGIC, PREFIX, config_classes, read_artifact, write_artifact
 from golf.compose import CONF, compose
 from golf.config import Run
@@ -144,6 +145,14 @@ def test_rows_on_strong_inputs_get_wider_steps() -> None:
     torch.testing.assert_close(with_hessian / without, 1 + 0.2 * (expected - 1), atol=2e-3, rtol=0)
 
 
+def test_rows_without_spread_are_not_lost() -> None:
+    """One column, or equal weights: their deviation from 0 counts, not that from their mean."""
+    config = IntConfig(bits=6, steps=SDClipConfig(k=12.85, by_hessian=0.0), per="row", group=None, half_below=None)
+    for w_B in (torch.linspace(-1, 1, 6).view(1, 6, 1) + 0.05, torch.full((1, 2, 64), 0.5)):
+        error = (config.decode(config.encode(w_B), tuple(w_B.shape[1:])) - w_B).abs()
+        assert (error <= 0.21 * w_B.abs()).all(), "half a step of 12.85 / 31 of the row's size"
+
+
 def test_encode_is_pure() -> None:
     w_BOI = gaussian(4, 9)
     before = w_BOI.clone()
@@ -259,6 +268,9 @@ LIES: dict[str, Callable[[dict], None]] = {
     "many heads": lambda h: h["model"].update(auxiliary={"mtp": MTP | {"heads": 10**9}}),
     "deep loop": lambda h: h["model"]["stack"].update(loop=LOOP | {"again": [0.0] * 10**5}),
     "endless layers": lambda h: h["model"]["stack"].update(loop=LOOP | {"span": "1," * 10**6 + "1"}),
+    "layers beyond counting": lambda h: h["model"]["stack"].update(
+        loop=LOOP | {"span": "first:1000000000 of 1000000000", "again": [0.0]}
+    ),
     "texts for starts": lambda h: h["model"]["stack"].update(loop=LOOP | {"again": ["0.0"]}),
     "other contents": lambda h: h.update(payload_crc32=h["payload_crc32"] ^ 1),
     "no tokenizer": lambda h: h.pop("tokenizer_sha256"),
@@ -277,6 +289,17 @@ def test_lying_headers_are_refused_without_an_import(
     with pytest.raises(UserError, match="not a sound artifact"):
         read_artifact(path)
     assert {name for name in set(sys.modules) - modules if not name.startswith(("torch", "golf"))} == set()
+
+
+@pytest.mark.parametrize("bound", ["MAX_PAYLOAD_BYTES", "MAX_HEADER_BYTES", "MAX_PARAMETERS"])
+def test_sizes_beyond_a_bound_are_refused(
+    bound: str, toy: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path, _ = make(toy(), tmp_path)
+    read_artifact(path)
+    monkeypatch.setattr(file_module, bound, 1000)
+    with pytest.raises(UserError, match="not a sound artifact"):
+        read_artifact(path)
 
 
 def test_damaged_files_are_refused(toy: Callable[..., Run], tmp_path: Path) -> None:

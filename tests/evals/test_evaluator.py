@@ -11,10 +11,13 @@ from torch import Tensor
 
 from golf.config import Run
 from golf.dist import Ranks
-from golf.evals.evaluator import EvalConfig, Score, WindowsConfig, windows
+from golf.evals.book import Score
+from golf.evals.evaluator import EvalConfig, WindowsConfig, windows
 from golf.scoring import Scoring
 from golf.tokens.prepare import Prepared
 from golf.tokens.tokenizer import ByteCounter, load_tokenizer
+from tests.evals.helpers import Model
+from tests.evals.helpers import score as score_of
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -50,7 +53,7 @@ def test_equals_a_naive_scorer(stride: int | None, toy: Callable[..., Run], prep
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)[:300]
     counter = ByteCounter.from_tokenizer(prepared.tokenizer)
-    score = WindowsConfig(length=32, stride=stride, batch_tokens=160).run(model.log_probs, stream, counter, ALONE)
+    score = score_of(WindowsConfig(length=32, stride=stride, batch_tokens=160), model, stream, counter)
     nats, step = 0.0, stride or 32
     with torch.no_grad():
         for target in range(1, 300):
@@ -72,14 +75,14 @@ def test_a_uniform_model_scores_log_vocab_and_a_unigram_model_its_cross_entropy(
     def uniform(ids_BT: Tensor, last: int) -> Tensor:
         return torch.full((len(ids_BT), last, V), -math.log(V))
 
-    score = config.run(uniform, stream, counter, ALONE)
+    score = score_of(config, Model(uniform), stream, counter)
     assert score.loss == pytest.approx(math.log(V), rel=1e-6)
     assert score.bpb == pytest.approx((len(stream) - 1) * math.log2(V) / score.bytes, rel=1e-6)
 
     counts = np.bincount(stream, minlength=V) + 1.0
     logp = np.log(counts / counts.sum())
     table = torch.from_numpy(logp)
-    score = config.run(lambda ids_BT, last: table.expand(len(ids_BT), last, V), stream, counter, ALONE)
+    score = score_of(config, Model(lambda ids_BT, last: table.expand(len(ids_BT), last, V)), stream, counter)
     assert score.nats == pytest.approx(-logp[stream[1:]].sum(), rel=1e-9)
 
 
@@ -89,12 +92,9 @@ def test_bytes_are_those_of_the_decoded_text(prepared: Prepared) -> None:
     tokenizer = load_tokenizer(prepared.tokenizer)
     documents = np.split(stream, np.flatnonzero(stream == prepared.bos_id))[1:]
     decoded = sum(len(tokenizer.decode(document[1:].tolist()).encode()) for document in documents)
-    score = WindowsConfig(length=64, stride=None, batch_tokens=640).run(
-        lambda ids_BT, last: torch.zeros(len(ids_BT), last, prepared.vocab_size),
-        stream,
-        ByteCounter.from_tokenizer(prepared.tokenizer),
-        ALONE,
-    )
+    zeros = Model(lambda ids_BT, last: torch.zeros(len(ids_BT), last, prepared.vocab_size))
+    config = WindowsConfig(length=64, stride=None, batch_tokens=640)
+    score = score_of(config, zeros, stream, ByteCounter.from_tokenizer(prepared.tokenizer))
     assert score.bytes == decoded == prepared.splits["val"].bytes
 
 
@@ -106,37 +106,14 @@ def test_bytes_follow_the_token_before(prepared: Prepared) -> None:
     counter = ByteCounter.from_tokenizer(prepared.tokenizer)
     base = int(counter.base_V[marked])
     for length, stride in ((6, None), (3, None), (4, 1)):
-        score = WindowsConfig(length=length, stride=stride, batch_tokens=8).run(
-            lambda ids_BT, last: torch.zeros(len(ids_BT), last, prepared.vocab_size), stream, counter, ALONE
-        )
+        zeros = Model(lambda ids_BT, last: torch.zeros(len(ids_BT), last, prepared.vocab_size))
+        score = score_of(WindowsConfig(length=length, stride=stride, batch_tokens=8), zeros, stream, counter)
         assert score.bytes == 5 * base + 3
 
 
 def test_score_units() -> None:
     score = Score(nats=math.log(2) * 24, tokens=6, bytes=3, seconds=1)
     assert score.bpb == pytest.approx(8) and score.loss == pytest.approx(math.log(2) * 4)
-
-
-def test_two_shares_make_the_whole(toy: Callable[..., Run], prepared: Prepared) -> None:
-    """What two ranks would add up, taken one at a time, equals one rank."""
-
-    class Share(Ranks):
-        def sum_(self, tensor: Tensor) -> Tensor:
-            seen.append(tensor.clone())
-            if tensor.dtype == torch.int64:
-                tensor[0] = len(stream) - 1
-            return tensor
-
-    stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)
-    counter = ByteCounter.from_tokenizer(prepared.tokenizer)
-    model = toy().model.build()
-    config = WindowsConfig(length=32, stride=16, batch_tokens=128)
-    whole = config.run(model.log_probs, stream, counter, ALONE)
-    seen: list[Tensor] = []
-    for rank in range(2):
-        config.run(model.log_probs, stream, counter, Share(rank, 2, torch.device("cpu")))
-    assert (seen[0] + seen[2]).item() == pytest.approx(whole.nats, rel=1e-9)
-    assert (seen[1] + seen[3]).tolist() == [whole.tokens, whole.bytes]
 
 
 def test_scoring_reads_the_split_it_is_told(toy: Callable[..., Run], prepared: Prepared) -> None:

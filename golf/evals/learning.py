@@ -1,0 +1,139 @@
+"""Training weights at evaluation, on text that is graded: the optimizers, and one pass over rows on all ranks."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from golf.dist import Ranks
+from golf.fields import between, positive
+from golf.models.lm import LM
+
+
+@dataclass(kw_only=True, slots=True)
+class LearnerConfig:
+    """The slot: torch's own optimizers, built anew for each evaluation. lr: before any schedule."""
+
+    lr: float
+    weight_decay: float
+
+    def build(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """groups: parameters and lr of each."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, slots=True)
+class SGDLearnerConfig(LearnerConfig):
+    """Momentum without dampening."""
+
+    momentum: float
+
+    def __post_init__(self) -> None:
+        positive(lr=self.lr)
+        between(0, 1, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def build(self, groups: list[dict]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWLearnerConfig(LearnerConfig):
+    """arXiv 1711.05101."""
+
+    beta1: float
+    beta2: float
+    eps: float
+
+    def __post_init__(self) -> None:
+        positive(lr=self.lr, eps=self.eps)
+        between(0, 1, beta1=self.beta1, beta2=self.beta2)
+        between(0, 10, weight_decay=self.weight_decay)
+
+    def build(self, groups: list[dict]) -> torch.optim.Optimizer:
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay)
+
+
+def lesson_loss(model: LM, rows_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Sum of the masked targets' negative log-likelihoods, nats."""
+    logp_BTV = model.log_probs(rows_BT)
+    return -(logp_BTV.gather(-1, targets_BT[..., None])[..., 0] * mask_BT).sum()
+
+
+def most_of(count: int, ranks: Ranks) -> int:
+    """The largest of the ranks' numbers."""
+    return int(ranks.gather(torch.tensor([count], device=ranks.device))().max())
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step on `weights`, those of `model` that train. sam_radius: sharpness-aware (arXiv 2010.01412): the
+    gradient is taken where a step of so much along it leads; None: where the weights are."""
+
+    model: LM
+    weights: Sequence[Tensor]
+    optimizer: torch.optim.Optimizer
+    clip_norm: float
+    sam_radius: float | None
+    ranks: Ranks
+
+    def __call__(self, rows_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor) -> float:
+        """Returns the mean loss of the rows over all ranks, before the step. A rank may have no rows."""
+        count = self.ranks.sum_(mask_BT.sum().double()).item()
+        loss = self._gradients(rows_BT, targets_BT, mask_BT, count)
+        if self.sam_radius is not None:
+            norm = torch.linalg.vector_norm(torch.stack([w.grad.norm() for w in self.weights if w.grad is not None]))
+            moves = [torch.zeros_like(w) if w.grad is None else w.grad * (self.sam_radius / (norm + 1e-12))
+                     for w in self.weights]  # fmt: skip
+            with torch.no_grad():
+                torch._foreach_add_(list(self.weights), moves)
+            self._gradients(rows_BT, targets_BT, mask_BT, count)
+            with torch.no_grad():
+                torch._foreach_sub_(list(self.weights), moves)
+        torch.nn.utils.clip_grad_norm_(self.weights, self.clip_norm)
+        self.optimizer.step()
+        return loss
+
+    def _gradients(self, rows_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, count: float) -> float:
+        """Of the mean loss over all ranks' tokens."""
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            total = lesson_loss(self.model, rows_BT, targets_BT, mask_BT)
+            (total / max(1.0, count)).backward()
+        if self.ranks.world > 1:
+            for w in self.weights:
+                w.grad = torch.zeros_like(w) if w.grad is None else w.grad
+                self.ranks.sum_(w.grad)
+        return self.ranks.sum_(total.detach().double()).item() / max(1.0, count)
+
+
+def one_epoch(
+    step: Callable[[Tensor, Tensor, Tensor], float], lesson: Sequence[Tensor], rows: int, ranks: Ranks
+) -> float:
+    """Every row once, about `rows` over all ranks in a step, equally many steps on every rank; the mean loss."""
+    each = max(1, rows // ranks.world)
+    losses = []
+    for index in range(-(-most_of(len(lesson[0]), ranks) // each)):
+        losses.append(step(*(part[index * each : (index + 1) * each] for part in lesson)))
+    return sum(losses) / max(1, len(losses))
+
+
+def cosine(index: int, steps: int) -> float:
+    """From 1 at the first of `steps` to 0 at the last."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, index / max(1, steps - 1))))
+
+
+@contextmanager
+def rate_of(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """All its rates times a factor, for a while."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

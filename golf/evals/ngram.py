@@ -1,0 +1,159 @@
+"""Exact counts of n-grams in graded text, mixed into another scorer as whole distributions.
+
+Hashed caches that look up the realised token only give ratios that are no probabilities (PR 779 and some thirty more
+were closed for it). Here every distribution sums to one, and its weights know the prefix only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from golf.dist import Ranks
+from golf.errors import UserError
+from golf.evals.scorers import Around, Graded, Scorer, ScorerConfig, Window, under
+from golf.fields import between, positive
+from golf.models.lm import LM
+
+
+@dataclass(kw_only=True, slots=True)
+class NGramConfig(ScorerConfig):
+    """From the shortest context to the longest: p <- (c + strength p) / (C + strength), where c are the counts of the
+    tokens that followed this context in graded text, C their sum, and p is at first what `scorer` gives (Dirichlet
+    smoothing, MacKay and Peto 1995). A context that was never seen changes nothing.
+
+    longest: tokens of context. What is counted becomes known after each round.
+    """
+
+    longest: int
+    strength: float
+    scorer: ScorerConfig
+
+    def __post_init__(self) -> None:
+        between(1, 8, longest=self.longest)
+        positive(strength=self.strength)
+        if self.scorer.documents:
+            raise ValueError("scorer: learns for each document; counts go with a scorer of one stream")
+
+    def open(self, model: LM, ranks: Ranks) -> "NGram":
+        V = model.embed.table_VD.shape[0]
+        bits = int(V - 1).bit_length()
+        if (self.longest + 1) * bits > 63:
+            raise UserError(
+                f"scorer.longest={self.longest}: contexts of so many tokens out of {V} have no exact keys of 63 bits; "
+                f"try scorer.longest={63 // bits - 1}"
+            )
+        return NGram(self, self.scorer.open(model, ranks), V, ranks)
+
+    def describe(self) -> str:
+        return f"{self.scorer.describe()}, with exact counts of up to {self.longest + 1} graded tokens"
+
+
+class Counts:
+    """Numbers of keys, sorted: a large part that is rarely made anew, and what came since."""
+
+    def __init__(self) -> None:
+        self.parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)) for _ in range(2)]
+
+    def add(self, keys: np.ndarray) -> None:
+        new = np.unique(keys, return_counts=True)
+        recent = merged(self.parts[1], new)
+        if len(recent[0]) > len(self.parts[0][0]) // 4:
+            empty = np.empty(0, dtype=np.int64)
+            self.parts = [merged(self.parts[0], recent), (empty, empty)]
+        else:
+            self.parts[1] = recent
+
+    def between(self, low_P: np.ndarray, high_P: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(which of the queries, key, count) of all keys that lie in low .. high - 1, part by part."""
+        for keys, counts in self.parts:
+            first_P = np.searchsorted(keys, low_P)
+            number_P = np.searchsorted(keys, high_P) - first_P
+            query = np.repeat(np.arange(len(low_P)), number_P)
+            before = np.repeat(number_P.cumsum() - number_P, number_P)
+            place = np.repeat(first_P, number_P) + np.arange(len(query)) - before
+            yield query, keys[place], counts[place]
+
+
+def merged(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    keys, where = np.unique(np.concatenate([one[0], two[0]]), return_inverse=True)
+    counts = np.zeros(len(keys), dtype=np.int64)
+    np.add.at(counts, where, np.concatenate([one[1], two[1]]))
+    return keys, counts
+
+
+class NGram(Around):
+    """One table for each length of context; a key is the context and the token after it, `bits` bits a token."""
+
+    def __init__(self, config: NGramConfig, inner: Scorer, vocab_size: int, ranks: Ranks):
+        super().__init__(inner)
+        self.config, self.vocab_size, self.ranks = config, vocab_size, ranks
+        self.bits = int(vocab_size - 1).bit_length()
+        self.tables = [Counts() for _ in range(config.longest)]
+        self.tail_G: list[np.ndarray] = []
+
+    def begin(self, first_G: np.ndarray) -> None:
+        super().begin(first_G)
+        self.tail_G = [first_G[slot : slot + 1].astype(np.int64) for slot in range(len(first_G))]
+
+    def log_probs(self, window: Window) -> Tensor:
+        p_BSV = self.inner.log_probs(window).exp()
+        B, S, V = p_BSV.shape
+        p_PV = p_BSV.reshape(B * S, V)
+        ids_BT = window.ids_BT.cpu().numpy()
+        for n, table in enumerate(self.tables, 1):
+            if ids_BT.shape[1] < n:
+                break
+            context_P, there_P = self._contexts(ids_BT, S, n)
+            low_P = np.where(there_P, context_P << self.bits, 0)
+            high_P = np.where(there_P, (context_P + 1) << self.bits, 0)
+            c_PV = torch.zeros_like(p_PV)
+            for query, key, count in table.between(low_P, high_P):
+                token = torch.from_numpy(key & ((1 << self.bits) - 1))
+                at = (torch.from_numpy(query), token)
+                c_PV.index_put_(tuple(i.to(p_PV.device) for i in at), torch.from_numpy(count).to(p_PV), accumulate=True)
+            total_P1 = c_PV.sum(1, keepdim=True)
+            p_PV = (c_PV + self.config.strength * p_PV) / (total_P1 + self.config.strength)
+        return p_PV.view(B, S, V).log()
+
+    def _contexts(self, ids_BT: np.ndarray, scored: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of the last n inputs at each of the graded positions, and whether there are so many."""
+        B, T = ids_BT.shape
+        padded = np.concatenate([np.zeros((B, n - 1), dtype=np.int64), ids_BT], axis=1)
+        key_BT = np.zeros((B, T), dtype=np.int64)
+        for back in range(n):
+            key_BT = (key_BT << self.bits) | padded[:, back : back + T]
+        there_BT = np.broadcast_to(np.arange(T) >= n - 1, (B, T))
+        return key_BT[:, T - scored :].ravel(), there_BT[:, T - scored :].ravel()
+
+    def update(self, graded: Graded) -> float | None:
+        """Count what is new; its first contexts reach back into what was graded before."""
+        loss = super().update(graded)
+        for slot, new in enumerate(graded.new_G):
+            text = np.concatenate([self.tail_G[slot], new.astype(np.int64)])
+            fresh = len(self.tail_G[slot])
+            for n, table in enumerate(self.tables, 1):
+                ends = np.arange(max(fresh, n), len(text))  # places of tokens that end a new n-gram
+                key = np.zeros(len(ends), dtype=np.int64)
+                for back in range(n, -1, -1):
+                    key = (key << self.bits) | text[ends - back]
+                if len(key):
+                    table.add(key)
+            self.tail_G[slot] = text[-self.config.longest :]
+        return loss
+
+    def state(self) -> dict[str, Tensor]:
+        found = {f"tail.{slot}": torch.from_numpy(tail.copy()) for slot, tail in enumerate(self.tail_G)}
+        for n, table in enumerate(self.tables):
+            keys, counts = merged(*table.parts)
+            found |= {f"keys.{n}": torch.from_numpy(keys), f"counts.{n}": torch.from_numpy(counts)}
+        return super().state() | found
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        self.tail_G = [tail.numpy() for tail in under("tail.", state).values()]
+        empty = np.empty(0, dtype=np.int64)
+        for n, table in enumerate(self.tables):
+            table.parts = [(state[f"keys.{n}"].numpy(), state[f"counts.{n}"].numpy()), (empty, empty)]

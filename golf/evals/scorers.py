@@ -1,0 +1,223 @@
+"""Scorers: what an evaluator asks for distributions, and then tells what was graded. They see nothing but the past.
+
+B rows of T inputs, the last S of whose next tokens are graded, each by a distribution over V tokens. G: documents that
+are under way at once (1 where all text is one stream).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from golf.dist import Ranks
+from golf.fields import between, positive
+from golf.models.lm import LM
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """ids_BT: inputs, the last of which comes before the last target; scored: S; slot_B: each row's document, 0 .. G-1
+    (a row that is all padding has some document's)."""
+
+    ids_BT: Tensor
+    scored: int
+    slot_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """What a round graded, to learn from. rows_BT, targets_BT: the text in rows to train on, this rank's share;
+    mask_BT: which of it was graded just now; slot_B: each row's document; goes_on_B: whether that has text left to
+    grade; new_G: the new targets as plain token arrays, by document; index: of the round, out of `rounds`."""
+
+    rows_BT: Tensor
+    targets_BT: Tensor
+    mask_BT: Tensor
+    goes_on_B: Tensor
+    slot_B: Tensor
+    new_G: Sequence[np.ndarray]
+    index: int
+    rounds: int
+
+
+class Scorer:
+    """What the evaluator calls, in this order for each round: log_probs and observe for each window, then update."""
+
+    def begin(self, first_G: np.ndarray) -> None:
+        """New documents, G at once, of which these first tokens are known; what was learnt of the last ones alone is
+        forgotten. All text as one stream begins once."""
+
+    def log_probs(self, window: Window) -> Tensor:
+        """logp_BSV over the whole vocabulary, each position's from the window's inputs up to it and from the past."""
+        raise NotImplementedError
+
+    def observe(self, window: Window, targets_BS: Tensor, mask_BS: Tensor) -> None:
+        """These were just committed, on this rank; what is kept of them may matter after update() only."""
+
+    def update(self, graded: Graded) -> float | None:
+        """Learn from a round that is committed; returns the loss it learnt with, if it did. All ranks together."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """What a pass that was cut off between two rounds goes on with."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """What state() gave."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ScorerConfig:
+    """The slot. notes: what a result says of such a score. documents: it needs text document by document."""
+
+    notes: ClassVar[str] = ""
+    documents: ClassVar[bool] = False
+
+    def open(self, model: LM, ranks: Ranks) -> Scorer:
+        """A scorer at the start of a stream; the model is left as it is."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        return self.notes
+
+
+@dataclass(kw_only=True, slots=True)
+class FixedConfig(ScorerConfig):
+    """The model as it is."""
+
+    notes: ClassVar[str] = "fixed weights"
+
+    def open(self, model: LM, ranks: Ranks) -> "Fixed":
+        return Fixed(model)
+
+
+class Fixed(Scorer):
+    def __init__(self, model: LM):
+        self.model = model
+
+    def log_probs(self, window: Window) -> Tensor:
+        return self.model.log_probs(window.ids_BT, window.scored)
+
+
+@dataclass(kw_only=True, slots=True)
+class TemperatureConfig(ScorerConfig):
+    """Another scorer's logits over a constant that was chosen beforehand (PR 576); below 1 sharpens."""
+
+    temperature: float
+    scorer: ScorerConfig
+
+    def __post_init__(self) -> None:
+        positive(temperature=self.temperature)
+
+    def open(self, model: LM, ranks: Ranks) -> "Temperature":
+        return Temperature(self, self.scorer.open(model, ranks))
+
+    def describe(self) -> str:
+        return f"temperature {self.temperature:g} on {self.scorer.describe()}"
+
+
+class Around(Scorer):
+    """A scorer that passes everything on to another one; what is made of it changes the distributions."""
+
+    def __init__(self, inner: Scorer):
+        self.inner = inner
+
+    def begin(self, first_G: np.ndarray) -> None:
+        self.inner.begin(first_G)
+
+    def log_probs(self, window: Window) -> Tensor:
+        return self.inner.log_probs(window)
+
+    def observe(self, window: Window, targets_BS: Tensor, mask_BS: Tensor) -> None:
+        self.inner.observe(window, targets_BS, mask_BS)
+
+    def update(self, graded: Graded) -> float | None:
+        return self.inner.update(graded)
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"inner.{key}": value for key, value in self.inner.state().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.inner.load(under("inner.", state))
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries whose names begin with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+class Temperature(Around):
+    def __init__(self, config: TemperatureConfig, inner: Scorer):
+        super().__init__(inner)
+        self.temperature = config.temperature
+
+    def log_probs(self, window: Window) -> Tensor:
+        return F.log_softmax(self.inner.log_probs(window) / self.temperature, dim=-1)
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureConfig(ScorerConfig):
+    """Probabilities of several scorers, weighed by how well each did on what was graded before (Bayes; Herbster and
+    Warmuth 1998: `share` of the weight is dealt out anew after each round, so that a scorer can come back)."""
+
+    share: float
+    scorers: dict[str, ScorerConfig | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        between(0, 1, share=self.share)
+        if len(self.parts()) < 2:
+            raise ValueError("scorers=... holds fewer than two; a mixture needs two or more")
+
+    def parts(self) -> dict[str, ScorerConfig]:
+        return {name: part for name, part in self.scorers.items() if part is not None}
+
+    def open(self, model: LM, ranks: Ranks) -> "Mixture":
+        return Mixture(self, {name: part.open(model, ranks) for name, part in self.parts().items()}, ranks)
+
+    def describe(self) -> str:
+        return "mixture of " + " and ".join(part.describe() for part in self.parts().values())
+
+
+class Mixture(Scorer):
+    def __init__(self, config: MixtureConfig, scorers: dict[str, Scorer], ranks: Ranks):
+        self.share, self.scorers, self.ranks = config.share, scorers, ranks
+        self.log_weight_K = torch.full((len(scorers),), -np.log(len(scorers)), dtype=torch.float64)
+        self._gained_K = torch.zeros_like(self.log_weight_K)
+        self._last: list[Tensor] = []
+
+    def begin(self, first_G: np.ndarray) -> None:
+        for scorer in self.scorers.values():
+            scorer.begin(first_G)
+
+    def log_probs(self, window: Window) -> Tensor:
+        self._last = [scorer.log_probs(window) for scorer in self.scorers.values()]
+        weighed = [logp + float(weight) for logp, weight in zip(self._last, self.log_weight_K, strict=True)]
+        return torch.logsumexp(torch.stack(weighed), dim=0)
+
+    def observe(self, window: Window, targets_BS: Tensor, mask_BS: Tensor) -> None:
+        for k, (scorer, logp_BSV) in enumerate(zip(self.scorers.values(), self._last, strict=True)):
+            scorer.observe(window, targets_BS, mask_BS)
+            hit_BS = logp_BSV.gather(-1, targets_BS[..., None])[..., 0].double()
+            self._gained_K[k] += (hit_BS * mask_BS).sum().cpu()
+        self._last = []
+
+    def update(self, graded: Graded) -> float | None:
+        gained_K = self.ranks.sum_(self._gained_K.to(self.ranks.device)).cpu()
+        self._gained_K.zero_()
+        weight_K = torch.softmax(self.log_weight_K + gained_K, dim=0)
+        self.log_weight_K = ((1 - self.share) * weight_K + self.share / len(weight_K)).clamp_min(1e-300).log()
+        losses = [scorer.update(graded) for scorer in self.scorers.values()]
+        return next((loss for loss in losses if loss is not None), None)
+
+    def state(self) -> dict[str, Tensor]:
+        inner = {f"{name}.{key}": v for name, scorer in self.scorers.items() for key, v in scorer.state().items()}
+        return {"log_weight_K": self.log_weight_K, **inner}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.log_weight_K = state["log_weight_K"]
+        for name, scorer in self.scorers.items():
+            scorer.load(under(f"{name}.", state))

@@ -1,0 +1,262 @@
+"""Score-first test-time training of low-rank adapters, one set for each document (PR 1530 and the records after it),
+and phases of training the weights themselves on documents that are graded (PR 1610, PR 1626).
+
+G: documents under way; r: rank; I, O: inputs and outputs of a matrix.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from golf.dist import Ranks
+from golf.errors import UserError
+from golf.evals.evaluator import lesson_of
+from golf.evals.learning import LearnerConfig, Step, cosine, most_of, one_epoch, rate_of
+from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window, under
+from golf.fields import between, positive
+from golf.models.lm import LM
+
+
+@dataclass(kw_only=True, slots=True)
+class LoRAScorerConfig(ScorerConfig):
+    """y += (x A^T) B^T alpha / rank on the matrices that `matrices` names (patterns of module names; null drops one)
+    and, with `head`, on the logits. A is uniform within +-1/sqrt(inputs), B begins at zero.
+
+    Every document has its own. They train one step on each chunk of it that is graded, and never on its last. With new
+    documents B and the optimizer begin anew; A does too, or is kept as it was trained (keep_a: PR 1767).
+    """
+
+    notes: ClassVar[str] = "score-first training of adapters on each document's graded chunks"
+    documents: ClassVar[bool] = True
+
+    learner: LearnerConfig
+    rank: int
+    alpha: float
+    keep_a: bool
+    head: bool
+    matrices: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        positive(rank=self.rank, alpha=self.alpha)
+
+    def open(self, model: LM, ranks: Ranks) -> "LoRAScorer":
+        return LoRAScorer(self, copy.deepcopy(model).requires_grad_(False), ranks)
+
+
+class LoRAScorer(Scorer):
+    """Adapters around the model that it is given, whose own weights it leaves alone."""
+
+    def __init__(self, config: LoRAScorerConfig, model: LM, ranks: Ranks):
+        self.config, self.model, self.ranks = config, model, ranks
+        self.a: dict[str, Tensor] = {}  # a_GrI and b_GOr, by module; made when the first documents begin
+        self.b: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.slot_B = torch.zeros(1, dtype=torch.int64)
+        self.sizes = self._attach()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def _attach(self) -> dict[str, tuple[int, int]]:
+        """Hook the matrices; their (inputs, outputs), and the head's."""
+        found: dict[str, tuple[int, int]] = {}
+        modules = {name: m for name, m in self.model.named_modules() if getattr(m, "weight", None) is not None}
+        for key, pattern in self.config.matrices.items():
+            names = [name for name in modules if pattern is not None and fnmatch(name, pattern)]
+            if pattern is not None and not names:
+                some = ", ".join(list(modules)[:4])
+                raise UserError(f"scorer.matrices.{key}={pattern}: fits no matrix; there are {some} ...")
+            for name in names:
+                if name not in found:
+                    outputs, inputs = modules[name].weight.shape
+                    found[name] = (inputs, outputs)
+                    modules[name].register_forward_hook(self._hook(name))
+        if self.config.head:
+            found["head"] = self.model.embed.table_VD.shape[::-1]
+        if not found:
+            raise UserError("scorer.matrices: names none and head=false; nothing could learn")
+        return found
+
+    def _hook(self, name: str) -> Any:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + self._delta(name, inputs[0]).to(output.dtype)
+
+        return add
+
+    def _delta(self, name: str, x_BTI: Tensor) -> Tensor:
+        a_BrI, b_BOr = self.a[name][self.slot_B], self.b[name][self.slot_B]
+        low_BTr = torch.einsum("bti,bri->btr", x_BTI, a_BrI.to(x_BTI.dtype))
+        scale = self.config.alpha / self.config.rank
+        return torch.einsum("btr,bor->bto", low_BTr, b_BOr.to(x_BTI.dtype)) * scale
+
+    def begin(self, first_G: np.ndarray) -> None:
+        """All slots for the documents that begin, of which a rank may have none."""
+        G, r, device = max(1, len(first_G)), self.config.rank, self.ranks.device
+        for name, (inputs, outputs) in self.sizes.items():
+            kept = self.a.get(name)
+            if not self.config.keep_a or kept is None or len(kept) < G:
+                fresh_GrI = (torch.rand(G, r, inputs, generator=self.generator) * 2 - 1) / math.sqrt(inputs)
+                a_GrI = fresh_GrI.to(device)
+                if self.config.keep_a and kept is not None:
+                    a_GrI[: len(kept)] = kept.detach()
+            else:
+                a_GrI = kept.detach()
+            self.a[name] = a_GrI.clone().requires_grad_(True)
+            self.b[name] = torch.zeros(G, outputs, r, device=device, requires_grad=True)
+        weights = [*self.a.values(), *self.b.values()]
+        self.optimizer = self.config.learner.build([{"params": weights, "lr": self.config.learner.lr}])
+
+    def log_probs(self, window: Window) -> Tensor:
+        return self._log_probs(window.ids_BT, window.slot_B, window.scored)
+
+    def _log_probs(self, ids_BT: Tensor, slot_B: Tensor, scored: int) -> Tensor:
+        self.slot_B = slot_B
+        x_BSD = self.model.hidden(ids_BT)[:, -scored:]
+        logp_BSV = self.model.head.log_probs(x_BSD, self.model.embed.table_VD)
+        return F.log_softmax(logp_BSV + self._delta("head", x_BSD), dim=-1) if self.config.head else logp_BSV
+
+    def state(self) -> dict[str, Tensor]:
+        """Between documents: what is kept of A, and the random numbers."""
+        kept = {f"a.{name}": a.detach() for name, a in self.a.items()} if self.config.keep_a else {}
+        return {"generator": self.generator.get_state(), **kept}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+        self.a = {name: a.to(self.ranks.device) for name, a in under("a.", state).items()}
+
+    def update(self, graded: Graded) -> float | None:
+        """A step for each document on the mean of what was graded of it; there is nothing to share between ranks."""
+        on = graded.goes_on_B.nonzero()[:, 0]
+        if not len(on):
+            return None
+        assert self.optimizer is not None
+        self.optimizer.zero_grad()
+        mask_BT, targets_BT = graded.mask_BT[on], graded.targets_BT[on]
+        with torch.enable_grad():
+            logp_BTV = self._log_probs(graded.rows_BT[on], graded.slot_B[on], graded.rows_BT.shape[1])
+            nll_BT = -logp_BTV.gather(-1, targets_BT[..., None])[..., 0] * mask_BT
+            mean_B = nll_BT.sum(1) / mask_BT.sum(1)
+            mean_B.sum().backward()
+        self.optimizer.step()
+        return mean_B.detach().mean().item()
+
+
+@dataclass(kw_only=True, slots=True)
+class PhasedConfig(ScorerConfig):
+    """Adapters for each document, and phases: once so many documents are graded, one pass of plain training of the
+    model's weights over all of them (so far), in rows of `length`; the rate falls along a cosine over each phase.
+
+    boundaries: documents, by name (null drops one), rising.
+    """
+
+    notes: ClassVar[str] = "score-first: adapters on each document, the weights in phases on graded documents"
+    documents: ClassVar[bool] = True
+
+    adapters: LoRAScorerConfig
+    learner: LearnerConfig
+    boundaries: dict[str, int | None]
+    rows: int
+    length: int
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        positive(rows=self.rows, length=self.length, clip_norm=self.clip_norm)
+        for name, boundary in self.boundaries.items():
+            between(1, 1e9, **{f"boundaries.{name}": boundary})
+
+    def open(self, model: LM, ranks: Ranks) -> "Phased":
+        return Phased(self, copy.deepcopy(model).requires_grad_(False), ranks)
+
+
+class Phased(Scorer):
+    """The adapters sit on the copy of the model whose weights the phases train."""
+
+    def __init__(self, config: PhasedConfig, model: LM, ranks: Ranks):
+        self.config, self.model, self.ranks = config, model, ranks
+        self.adapters = LoRAScorer(config.adapters, model, ranks)
+        self.ahead = sorted(boundary for boundary in config.boundaries.values() if boundary is not None)
+        self.texts: list[list[np.ndarray]] = []  # of the documents graded, then of those under way
+        self.seen = 0
+        self.weights = list(model.parameters())
+
+    def begin(self, first_G: np.ndarray) -> None:
+        done = int(self.ranks.sum_(torch.tensor(self.seen, device=self.ranks.device)).item())
+        if self.ahead and done >= self.ahead[0]:
+            self.ahead = [boundary for boundary in self.ahead if boundary > done]
+            self._phase()
+        self.seen += len(first_G)
+        self.under_way = [[first_G[slot : slot + 1]] for slot in range(len(first_G))]
+        self.texts += self.under_way
+        self.adapters.begin(first_G)
+
+    def log_probs(self, window: Window) -> Tensor:
+        return self.adapters.log_probs(window)
+
+    def update(self, graded: Graded) -> float | None:
+        for text, new in zip(self.under_way, graded.new_G, strict=True):
+            text.append(new)
+        return self.adapters.update(graded)
+
+    def state(self) -> dict[str, Tensor]:
+        texts = {f"text.{i}": torch.from_numpy(np.concatenate(t).astype(np.int64)) for i, t in enumerate(self.texts)}
+        weights = {f"weight.{name}": w.detach() for name, w in self.model.named_parameters()}
+        passed = torch.tensor([self.seen, len(self.ahead)])
+        adapters = {f"adapters.{key}": value for key, value in self.adapters.state().items()}
+        return {"passed": passed, **texts, **weights, **adapters}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.seen, ahead = state["passed"].tolist()
+        self.ahead = self.ahead[len(self.ahead) - ahead :]
+        self.texts = [[state[f"text.{i}"].numpy()] for i in range(len(under("text.", state)))]
+        with torch.no_grad():
+            for name, w in self.model.named_parameters():
+                w.copy_(state[f"weight.{name}"])
+        self.adapters.load(under("adapters.", state))
+
+    def _phase(self) -> None:
+        """One pass over the graded documents of this rank; gradients are those of all ranks' rows."""
+        lesson = rows_to_learn(self.texts, self.config.length, self.ranks.device)
+        for w in self.weights:
+            w.requires_grad_(True)
+        self.adapters.a, self.adapters.b = _silent(self.adapters, self.ranks)
+        optimizer = self.config.learner.build([{"params": self.weights, "lr": self.config.learner.lr}])
+        step = Step(self.model, self.weights, optimizer, self.config.clip_norm, None, self.ranks)
+        each = max(1, self.config.rows // self.ranks.world)
+        steps = -(-most_of(len(lesson[0]), self.ranks) // each)
+        taken = iter(range(steps))
+
+        def falling(*rows: Tensor) -> float:
+            with rate_of(optimizer, cosine(next(taken), steps)):
+                return step(*rows)
+
+        one_epoch(falling, lesson, self.config.rows, self.ranks)
+        for w in self.weights:
+            w.requires_grad_(False)
+
+
+def _silent(adapters: LoRAScorer, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(a, b) as they are, with b at zero: the model alone."""
+    adapters.slot_B = torch.zeros(1, dtype=torch.int64, device=ranks.device)
+    return adapters.a, {name: torch.zeros_like(b) for name, b in adapters.b.items()}
+
+
+def rows_to_learn(texts: Sequence[Sequence[np.ndarray]], length: int, device: torch.device) -> tuple[Tensor, ...]:
+    """(rows_BT, targets_BT, mask_BT) of documents, each in rows of its own."""
+    rows, masks = [], []
+    for text in texts:
+        tokens = np.concatenate(text)
+        if len(tokens) > 1:
+            alone = Ranks(0, 1, device)
+            lesson = lesson_of(tokens, 0, len(tokens) - 1, length, alone)
+            rows.append(lesson.rows_BU)
+            masks.append(lesson.mask_BT)
+    row_BU = np.concatenate(rows) if rows else np.zeros((0, length + 1), dtype=np.int64)
+    mask_BT = np.concatenate(masks) if masks else np.zeros((0, length), dtype=bool)
+    tokens_BU = torch.from_numpy(row_BU.astype(np.int64)).to(device)
+    return tokens_BU[:, :-1], tokens_BU[:, 1:], torch.from_numpy(mask_BT).to(device)

@@ -1,0 +1,129 @@
+"""Doors that take finished runs up again: what may change, a cell for each combination, one table of all."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from rich.console import Console
+from rich.table import Table
+
+from golf import result as results
+from golf.checks import check_storage
+from golf.compose import compose, compose_whole
+from golf.errors import RunError, UserError
+from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
+from golf.requantise import Source, changed, open_source
+from golf.rundir import RunDir
+from golf.sinks import ConsoleSink
+from hydra_plugins.golf_sweeper import plan_of
+
+OWN = ("run", "inspect", "sweep", "rerun")
+NOT_PASSED = ("label", "sweep", "sweep_label", "hydra", "plan", "rerun", "resume", "outputs", "launch")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """name: the script; changeable: groups that its arguments may set; prefix: of the folder of cells; act: makes a
+    cell's folder and result out of (source, run, sinks, command); columns: of the table at the end, by title."""
+
+    name: str
+    usage: str
+    changeable: tuple[str, ...]
+    prefix: str
+    act: Callable[..., tuple[RunDir, dict[str, Any]]]
+    columns: dict[str, Callable[[dict[str, Any]], str]]
+
+    def main(self, arguments: list[str], other: Callable[[list[str]], bool] = lambda given: False) -> int:
+        """Exit code 2 and one line for bad input. other: deals with arguments of another kind, if they are one."""
+        try:
+            flags = [argument for argument in arguments if argument.startswith("-")]
+            given = [argument for argument in arguments if argument not in flags]
+            if not given or set(flags) - {"-m", "--multirun"}:
+                print(self.usage)
+                return 0 if set(flags) <= {"-h", "--help"} else 2
+            if not other(given):
+                self.run_cells(given, bool(flags))
+        except UserError as error:
+            print(f"golf: {error}", file=sys.stderr)
+            return 2
+        except (RunError, OSError) as error:
+            print(f"golf: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    def run_cells(self, given: list[str], several: bool) -> None:
+        """Compose and type every cell, then do one after another; a table of all at the end."""
+        own = {key_of(argument): value_of(argument) for argument in given if key_of(argument) in OWN}
+        if "run" not in own:
+            raise UserError("run=(none): name the folder of a finished run, such as run=outputs/single/RUN")
+        for argument in given:
+            if "=" not in argument or (root_of(argument) not in self.changeable and key_of(argument) not in OWN):
+                raise UserError(f"{argument}: only {', '.join(self.changeable)} can change without training")
+        axes = [axis_of(argument) for argument in given if root_of(argument) in self.changeable]
+        if not several and (many := [axis for axis in axes if axis.swept]):
+            raise UserError(f"{many[0].key}: several values; add -m to make a cell of each")
+        plan = plan_of(compose_whole([f"+sweep={own['sweep']}"])) if "sweep" in own else Plan(None, None, (), {})
+        cells = []
+        for source in [open_source(Path(folder)) for folder in own["run"].split(",")]:
+            for overrides in expand(plan, axes):
+                label = next((value_of(o) for o in overrides if key_of(o) == "label"), None)
+                name = label or "-".join(slug(o) for o in overrides) or "again"
+                started = [*overrides, *(["rerun=true"] if own.get("rerun") == "true" else [])]
+                new = [override for override in started if key_of(override) != "label"]
+                composed = compose(with_overrides(source, self.changeable, new))
+                folder = sweep_label(own.get("sweep") or f"{self.prefix}-{source.folder.path.name}", [])
+                run = changed(source, composed, f"{source.run.label}-{name}"[:100], folder)
+                check_storage(run, run.model.build_on_meta())
+                cells.append((source, run))
+        rows = [self.act(source, run, ConsoleSink(None), [self.name, *given]) for source, run in cells]
+        if len(rows) == 1:
+            results.show(rows[0][1])
+            print(f"\n{rows[0][0].path}")
+            return
+        self.show_table(cells[0][0], [found for _, found in rows])
+        print(rows[0][0].path.parent)
+
+    def show_table(self, source: Source, rows: list[dict[str, Any]]) -> None:
+        table = Table(title=f"{source.folder.path.name}: before quantisation {source.result['pre_quant_bpb']:.4f} BPB")
+        table.add_column("cell")
+        for column in self.columns:
+            table.add_column(column, justify="right")
+        for found in rows:
+            name = found["label"].removeprefix(f"{source.run.label}-")
+            table.add_row(name, *(show(found) for show in self.columns.values()))
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def root_of(override: str) -> str:
+    return key_of(override).replace("/", ".").split(".")[0]
+
+
+def axis_of(argument: str) -> Axis:
+    """An argument and its values, as a sweep has them."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{argument}: cannot be read ({reason}); quote what has brackets") from None
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return Axis(key.lstrip("+~"), (argument,))
+    if not override.is_discrete_sweep():
+        raise UserError(f"{argument}: cannot be listed; use values with commas, or range(...)")
+    return Axis(key.lstrip("+~"), tuple(f"{key}={value}" for value in override.sweep_string_iterator()))
+
+
+def with_overrides(source: Source, changeable: tuple[str, ...], new: list[str]) -> list[str]:
+    """The overrides that the run was started with, these over them: a group chosen anew drops what was set in it."""
+    words = shlex.split((source.folder.path / "command.txt").read_text())[1:]
+    old = [word for word in words if "=" in word and not word.startswith("-") and root_of(word) not in NOT_PASSED]
+    keys = {key_of(override) for override in new}
+    groups = [key for key in keys if key in changeable or "/" in key]
+    within = tuple(key.replace("/", ".") + mark for key in groups for mark in (".", "/", "@"))
+    kept = [word for word in old if key_of(word) not in keys and not key_of(word).replace("/", ".").startswith(within)]
+    return [*kept, *new]

@@ -1,0 +1,279 @@
+"""Every scorer against what it claims: the past only, whole distributions, and learning that is what it says."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from golf.compose import CONF
+from golf.config import Run
+from golf.dist import ALONE
+from golf.errors import RunError, UserError
+from golf.evals.book import NOTHING, Book
+from golf.evals.evaluator import DocumentsConfig, EvaluatorConfig
+from golf.evals.learning import AdamWLearnerConfig, SGDLearnerConfig
+from golf.evals.ngram import NGramConfig
+from golf.evals.scorers import FixedConfig, MixtureConfig, TemperatureConfig
+from golf.evals.ttt_lora import LoRAScorerConfig, PhasedConfig
+from golf.evals.ttt_sgd import SGDScorerConfig
+from golf.models.lm import LM
+from tests.evals.helpers import Model, plain_counter, score, windows_of
+
+EVALS = sorted(path.stem for path in (CONF / "eval").glob("*.yaml"))
+BOS = 1
+Toy = Callable[..., Run]
+SGD = SGDLearnerConfig(lr=0.05, weight_decay=0.0, momentum=0.9)
+ADAM = AdamWLearnerConfig(lr=0.01, weight_decay=0.5, beta1=0.0, beta2=0.99, eps=1e-10)
+
+
+def sgd(**fields: Any) -> SGDScorerConfig:
+    settings: dict[str, Any] = {"learner": SGD, "epochs": 2, "rows": 2, "cosine": True, "clip_norm": 1.0, "freeze": {}}
+    settings |= {"warmup_chunks": 0, "stop_chunk": None, "freeze_layers": "none", "layer_rates": False}
+    settings |= {"ema": None, "sam_radius": None}
+    return SGDScorerConfig(**(settings | fields))
+
+
+def lora(**fields: Any) -> LoRAScorerConfig:
+    settings: dict[str, Any] = {"learner": ADAM, "rank": 4, "alpha": 8.0, "keep_a": True, "head": True}
+    settings["matrices"] = {"all": "*.mlp.*", "query": "*.query"}
+    return LoRAScorerConfig(**(settings | fields))
+
+
+def documents(**fields: Any) -> DocumentsConfig:
+    settings: dict[str, Any] = {"length": 16, "chunk_tokens": 8, "documents": 3, "order": "longest"}
+    settings["batch_tokens"] = 64
+    return DocumentsConfig(**(settings | fields))
+
+
+@pytest.fixture(scope="module")
+def model(toy_folder: Path) -> LM:
+    from golf.compose import compose
+    from tests.conftest import toy_overrides
+
+    torch.manual_seed(0)
+    model = compose(toy_overrides(toy_folder, [])).model.build()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def stream() -> np.ndarray:
+    """Documents that repeat themselves, so that there is something to learn: BOS and 3 to 60 tokens."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for size in (30, 3, 60, 17, 1, 45, 26):
+        pattern = rng.integers(10, 60, 7)
+        texts.append(np.concatenate([[BOS], np.resize(pattern, size)]))
+    return np.concatenate(texts).astype(np.uint16)
+
+
+def nll_of(config: EvaluatorConfig, model: Any, stream: np.ndarray) -> np.ndarray:
+    """nll_N of each target, as committed; also checks that what was committed was a distribution."""
+    nll_N = np.full(len(stream), np.nan)
+
+    class Noted(Book):
+        def commit(self, position_BS: np.ndarray, logp_BSV: Tensor) -> tuple[Tensor, Tensor]:
+            targets_BS, nll_BS = super().commit(position_BS, logp_BSV)
+            assert logp_BSV.logsumexp(-1).abs().max() < 1e-4
+            there = position_BS != NOTHING
+            nll_N[position_BS[there]] = nll_BS.numpy()[there]
+            return targets_BS, nll_BS
+
+    config.run(model, Noted(stream, plain_counter(384), ALONE), BOS)
+    return nll_N[1:]
+
+
+LEARNERS = {
+    "fixed": windows_of(16, 4, 64),
+    "temperature": windows_of(16, 4, 64, scorer=TemperatureConfig(temperature=0.9, scorer=FixedConfig())),
+    "sgd": windows_of(16, 4, 64, chunk_tokens=32, scorer=sgd()),
+    "sgd, averaged": windows_of(16, 4, 64, chunk_tokens=32, scorer=sgd(ema=0.5, sam_radius=0.05)),
+    "ngram": windows_of(16, 4, 64, chunk_tokens=32, scorer=NGramConfig(longest=3, strength=4.0, scorer=FixedConfig())),
+    "mixture": windows_of(
+        16, 4, 64, chunk_tokens=32, scorer=MixtureConfig(share=0.01, scorers={"fixed": FixedConfig(), "ttt": sgd()})
+    ),
+    "documents": documents(),
+    "documents in order": documents(order="stream", documents=1),
+    "ngram by document": documents(scorer=NGramConfig(longest=2, strength=4.0, scorer=FixedConfig())),
+    "lora": documents(scorer=lora()),
+    "phased": documents(
+        documents=2,
+        scorer=PhasedConfig(
+            adapters=lora(), learner=SGD, boundaries={"a": 2, "b": 4}, rows=4, length=16, clip_norm=1.0
+        ),
+    ),
+}  # fmt: skip
+every_learner = pytest.mark.parametrize("name", list(LEARNERS))
+
+
+@every_learner
+def test_the_past_only_and_all_of_it_once(name: str, model: LM, stream: np.ndarray) -> None:
+    """The scores before a change do not move, those after it do; nothing is left out; the model is left alone."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    base = nll_of(LEARNERS[name], model, stream)
+    assert np.isfinite(base).all() and len(base) == len(stream) - 1
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert np.array_equal(base, nll_of(LEARNERS[name], model, stream)), "the same again"
+    changed = stream.copy()
+    at = 120  # in the sixth document
+    changed[at:] = np.where(stream[at:] == BOS, BOS, (stream[at:] - 10 + 7) % 50 + 10)
+    found = nll_of(LEARNERS[name], model, changed)
+    if isinstance(LEARNERS[name], DocumentsConfig) and LEARNERS[name].order == "longest":
+        first = stream[:121].tolist().count(BOS) - 1  # the longest documents are graded first: compare the very first
+        bounds = np.flatnonzero(stream == BOS)
+        longest = int(np.argmax(np.diff(np.append(bounds, len(stream)))))
+        assert longest < first
+        own = slice(bounds[longest], bounds[longest] + 8)
+        assert np.array_equal(base[own], found[own])
+    else:
+        assert np.abs(base[: at - 1] - found[: at - 1]).max() < 1e-5
+    assert not np.array_equal(base[at:], found[at:])
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd, averaged", "ngram", "mixture", "ngram by document", "lora", "phased"])
+def test_what_learns_gains_on_text_that_repeats(name: str, model: LM, stream: np.ndarray) -> None:
+    fixed = documents() if isinstance(LEARNERS[name], DocumentsConfig) else LEARNERS["fixed"]
+    assert nll_of(LEARNERS[name], model, stream).mean() < nll_of(fixed, model, stream).mean() - 0.02
+
+
+def test_documents_are_scored_as_if_alone(model: LM, stream: np.ndarray) -> None:
+    """Each target from the last 16 tokens of its own document, whatever stands before or beside it."""
+    found, bounds = nll_of(documents(), model, stream), np.flatnonzero(stream == BOS)
+    with torch.no_grad():
+        for start, stop in zip(bounds, np.append(bounds[1:], len(stream) - 1), strict=True):
+            for target in range(start + 1, stop + 1):
+                end = start + 8 * math.ceil((target - start) / 8)
+                context = stream[max(start, end - 16) : target].astype(np.int64)
+                logp = model.log_probs(torch.from_numpy(context)[None])[0, -1]
+                assert found[target - 1] == pytest.approx(-logp[int(stream[target])].item(), abs=1e-4)
+
+
+def test_sgd_is_the_loop_that_it_says(model: LM, stream: np.ndarray) -> None:
+    """Chunk by chunk with plain torch: score, then two epochs in steps of two rows, cosine over the chunks but one."""
+    import copy
+
+    found = nll_of(windows_of(16, None, 64, chunk_tokens=32, scorer=sgd(learner=replace(SGD, lr=0.1))), model, stream)
+    copied, scored, starts = copy.deepcopy(model), [], range(0, len(stream) - 1, 32)
+    optimizer = torch.optim.SGD(copied.parameters(), lr=0.1, momentum=0.9)
+    for index, start in enumerate(starts):
+        stop = min(start + 32, len(stream) - 1)
+        rows = []
+        for first in range(start, stop, 16):
+            x = torch.from_numpy(stream[first : min(first + 16, stop) + 1].astype(np.int64))[None]
+            rows.append(x)
+            back = torch.from_numpy(
+                stream[max(0, x.shape[1] - 1 + first - 16) : first + x.shape[1] - 1].astype(np.int64)
+            )
+            with torch.no_grad():
+                logp = copied.log_probs(back[None], x.shape[1] - 1)
+            scored += (-logp.gather(-1, x[:, 1:, None])).flatten().tolist()
+        if index == len(starts) - 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * index / (len(starts) - 2)))
+        for _ in range(2):
+            optimizer.zero_grad()
+            x = torch.cat(rows)
+            F.nll_loss(copied.log_probs(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).backward()
+            torch.nn.utils.clip_grad_norm_(copied.parameters(), 1.0)
+            optimizer.step()
+    np.testing.assert_allclose(found, scored, atol=1e-4)
+
+
+def test_what_is_frozen_stays_and_rates_grow_with_depth(model: LM) -> None:
+    scorer = sgd(freeze_layers="first:1 of 3", freeze={"tables": "embed.*"}).open(model, ALONE)
+    assert not any(name.startswith(("stack.blocks.0.", "embed.")) for name in scorer.weights)
+    assert any(name.startswith("stack.blocks.2.") for name in scorer.weights)
+    rates = {group["lr"] for group in sgd(layer_rates=True).open(model, ALONE).optimizer.param_groups}
+    assert sorted(rates) == pytest.approx([0.05 / 3, 0.05 * 2 / 3, 0.05])
+    with pytest.raises(UserError, match=r"scorer\.freeze\.tables=embd\.\*: fits no parameter"):
+        sgd(freeze={"tables": "embd.*"}).open(model, ALONE)
+    with pytest.raises(UserError, match="nothing is left"):
+        sgd(freeze={"all": "*"}).open(model, ALONE)
+    with pytest.raises(UserError, match=r"scorer\.matrices\.all=nope: fits no matrix"):
+        lora(matrices={"all": "nope"}).open(model, ALONE)
+
+
+def test_nothing_trains_from_the_stop_on(model: LM, stream: np.ndarray) -> None:
+    book = Book(stream, plain_counter(384), ALONE)
+    lines = []
+    config = windows_of(16, None, 64, chunk_tokens=32, scorer=sgd(stop_chunk=2, warmup_chunks=1))
+    config.run(model, book, BOS, lambda going: lines.append(going.trace[-1]))
+    assert [line.learning_loss is not None for line in lines] == [True, True] + [False] * (len(lines) - 2)
+    assert lines[-1].tokens == len(stream) - 1 and lines[-1].nats == pytest.approx(book.nats.item())
+
+
+def test_counts_are_exact_and_the_mixture_is_dirichlets(stream: np.ndarray) -> None:
+    """Against dictionaries of everything graded before, rounds of eight targets."""
+    V, strength = 384, 3.0
+    uniform = Model(lambda ids_BT, last: torch.full((len(ids_BT), last, V), -math.log(V)))
+    uniform.embed = type("E", (), {"table_VD": torch.zeros(V, 1)})  # type: ignore[attr-defined]
+    config = NGramConfig(longest=2, strength=strength, scorer=FixedConfig())
+    found = nll_of(windows_of(8, None, 8, chunk_tokens=8, scorer=config), uniform, stream)
+    text, expected = stream.tolist(), []
+    for target in range(1, len(text)):
+        known = 8 * ((target - 1) // 8) + 1  # tokens that are graded when this round begins
+        begins = known - 1 if target <= len(text) - 1 - (len(text) - 1) % 8 else len(text) - 9  # of its window
+        p = 1 / V
+        for n in (1, 2):
+            if target - n < begins:
+                continue
+            context = text[target - n : target]
+            followers = [text[i] for i in range(n, known) if text[i - n : i] == context]
+            p = (followers.count(text[target]) + strength * p) / (len(followers) + strength)
+        expected.append(-math.log(p))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_contexts_without_exact_keys_are_refused(model: LM) -> None:
+    with pytest.raises(UserError, match=r"scorer\.longest=7: .*try scorer\.longest=6"):
+        NGramConfig(longest=7, strength=1.0, scorer=FixedConfig()).open(model, ALONE)
+
+
+def test_a_mixture_follows_the_better_of_its_parts(model: LM, stream: np.ndarray) -> None:
+    bad = TemperatureConfig(temperature=20.0, scorer=FixedConfig())
+    mixed = MixtureConfig(share=0.0, scorers={"fixed": FixedConfig(), "bad": bad})
+    found, fixed, worse = (
+        nll_of(windows_of(16, None, 16, chunk_tokens=16, scorer=scorer), model, stream).sum()
+        for scorer in (mixed, None, bad)
+    )
+    best, other = sorted([fixed, worse])
+    assert found < best + 0.3 * (other - best), "weights of even parts would end half way"
+
+
+def test_scorers_of_documents_want_documents() -> None:
+    with pytest.raises(ValueError, match="scorer: learns for each document"):
+        windows_of(16, scorer=lora())
+    with pytest.raises(ValueError, match="fewer than two"):
+        MixtureConfig(share=0.1, scorers={"one": FixedConfig()})
+
+
+def test_a_target_is_graded_once_and_every_one() -> None:
+    book = Book(np.arange(6, dtype=np.uint16), plain_counter(8), ALONE)
+    logp_BSV = torch.full((1, 2, 8), -math.log(8))
+    book.commit(np.array([[1, 2]]), logp_BSV)
+    for again in ([[2, 3]], [[4, 4]]):
+        with pytest.raises(RunError, match="second time"):
+            book.commit(np.array(again), logp_BSV)
+    with pytest.raises(RunError, match="scored 2 of 5"):
+        book.close(1.0)
+    book.commit(np.array([[3, NOTHING], [5, 4]]), logp_BSV.expand(2, -1, -1))
+    assert book.close(1.0).nats == pytest.approx(5 * math.log(8)) and book.sums()[2] == 5
+
+
+@pytest.mark.parametrize("choice", EVALS)
+def test_every_eval_in_conf_scores_a_toy_run(choice: str, toy: Toy, model: LM, stream: np.ndarray) -> None:
+    """What a YAML says runs, covers every target and says what it is."""
+    run = toy(f"eval={choice}", "scale.seq=0.03125")
+    evaluator = run.eval.evaluators[run.eval.main]
+    found = score(evaluator, model, stream, plain_counter(384), BOS)
+    assert found.tokens == len(stream) - 1 and math.isfinite(found.nats) and evaluator.legal
+    assert run.eval.main == choice and len(evaluator.describe()) > 30
