@@ -37,12 +37,13 @@ class Source:
     result: dict[str, Any]
 
 
-def open_source(path: Path) -> Source:
-    """Raises UserError where no finished run with kept weights stands there."""
+def open_source(path: Path, *, weights: bool = True) -> Source:
+    """Raises UserError where no finished run stands there, with kept weights if they are asked for."""
     folder = RunDir(path.resolve())
     config, result = read_json(folder.config), folder.finished()
-    if not isinstance(config, dict) or result is None or not folder.weights.exists():
-        raise UserError(f"run={path}: no finished run with weights.safetensors; name a folder that golf/train.py made")
+    if not isinstance(config, dict) or result is None or (weights and not folder.weights.exists()):
+        what = "no finished run with weights.safetensors" if weights else "no finished run"
+        raise UserError(f"run={path}: {what}; name a folder that golf/train.py made")
     try:
         run: Run = typed(config["run"], "", Run)
     except UserError as error:

@@ -287,9 +287,25 @@ def probe(case: Case) -> Iterator[Finding]:
             yield run(case)
 
 
-def enough_text(evaluator: EvaluatorConfig, stream: np.ndarray, bos_id: int) -> np.ndarray:
-    """A beginning of the stream that is long enough for every kind of place: some rounds, some documents."""
-    size = 4 * max(getattr(evaluator, "length", 0), getattr(evaluator, "chunk_tokens", None) or 0)
-    starts = np.flatnonzero(stream == bos_id)
-    third = starts[3] if len(starts) > 3 and starts[3] < 4 * size else size
-    return np.asarray(stream[: max(size, int(third)) + 1])
+SHARES = (0.35, 0.1, 0.3, 0.05, 0.2)  # of the text, from one document each: long and short ones
+
+
+def sample_text(evaluator: EvaluatorConfig, stream: np.ndarray, counter: ByteCounter, bos_id: int) -> np.ndarray:
+    """Beginnings of the first documents, long enough for every kind of place: two chunks and more, some documents.
+
+    They are cut before a token that begins a word, so that no character is torn.
+    """
+    length = getattr(evaluator, "length", 0)
+    size = max(4 * length, 2 * (getattr(evaluator, "chunk_tokens", None) or 0) + 2 * length)
+    starts = np.union1d([0], np.flatnonzero(stream == bos_id))
+    pieces: list[np.ndarray] = []
+    wanted = 0
+    for number, (start, stop) in enumerate(zip(starts, np.append(starts[1:], len(stream)), strict=True)):
+        wanted += round(SHARES[number % len(SHARES)] * size)
+        left = wanted - sum(len(piece) for piece in pieces)
+        words = np.flatnonzero(counter.mark_V.cpu().numpy()[stream[start:stop].astype(np.int64)])
+        ends = words[words >= left]
+        pieces.append(stream[start : start + (int(ends[0]) if len(ends) else stop - start)])
+        if sum(len(piece) for piece in pieces) >= size:
+            break
+    return np.concatenate(pieces)

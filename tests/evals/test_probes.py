@@ -1,7 +1,6 @@
 """The audit's probes: each known cheat is caught by the probe that it names, and every lawful scorer passes."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,9 @@ import torch
 
 from golf.compose import compose
 from golf.config import Run
-from golf.dist import ALONE
-from golf.evals.book import Book
 from golf.evals.evaluator import EvaluatorConfig
 from golf.evals.known_bad import KNOWN_BAD
-from golf.evals.probes import FAIL, PASS, PROBES, Case, enough_text, probe
+from golf.evals.probes import FAIL, PASS, PROBES, Case, probe, sample_text
 from golf.ledger import Ledger
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
@@ -99,12 +96,12 @@ def test_a_changed_stream_keeps_its_documents(lawful: tuple[Callable[[EvaluatorC
     assert np.array_equal(changed == found.bos_id, bos) and (changed != found.stream)[which & ~bos].all()
 
 
-def test_enough_text_has_rounds_and_documents(lawful: tuple[Callable[[EvaluatorConfig], Case], Prepared]) -> None:
+def test_sampled_text_has_chunks_and_documents(lawful: tuple[Callable[[EvaluatorConfig], Case], Prepared]) -> None:
     case, prepared = lawful
     stream = open_shard(prepared.splits["val"].shards[0])
     for evaluator in LEARNERS.values():
-        text = enough_text(evaluator, stream, prepared.bos_id)
-        assert len(text) < len(stream) and len(case(evaluator).places) >= 2
-        book = Book(text, case(evaluator).counter, ALONE)
-        evaluator.run(case(evaluator).model, book, prepared.bos_id)
-    assert {field.name for field in fields(Case)} >= {"evaluator", "model", "stream"}
+        found = case(evaluator)
+        found.stream = sample_text(evaluator, stream, found.counter, prepared.bos_id)
+        assert len(found.stream) < len(stream) and (found.stream == prepared.bos_id).sum() > 1
+        assert len(found.places) >= (3 if found.plan.round_N.max() else 2)
+        assert found.bytes_of is not None and found.bytes_of(found.stream) == found.plan.sums()[2]

@@ -1,0 +1,139 @@
+"""The audit's door: is this score one that may be submitted? The probes run on the run's own artifact and evaluator.
+
+    python golf/audit.py run=outputs/single/RUN                    a row for each probe, and audit.json
+    python golf/audit.py run=outputs/single/RUN evaluator=plain    another of the run's evaluators
+    python golf/audit.py sweep=outputs/SWEEP                       a row for each finished run of a sweep
+    python golf/audit.py experiments=all                           a row for each experiment, with fresh weights
+    python golf/audit.py run=outputs/single/RUN known_bad=true     do the probes catch what is known to be illegal?
+
+PASS and FAIL are what was seen; `cannot tell` is what no program can. The exit code is 1 where anything failed.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
+
+from rich.console import Console
+from rich.table import Table
+
+from golf.auditing import audit, audit_experiment, experiments, known_bad, settle
+from golf.errors import RunError, UserError
+from golf.evals.probes import FAIL, PASS, PROBES
+from golf.requantise import open_source
+
+KEYS = ("run", "sweep", "experiments", "evaluator", "known_bad")
+COLOURS = {PASS: "green", FAIL: "bold red"}
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0, 1 where a probe failed, 2 and one line for bad input."""
+    try:
+        given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        wrong = [argument for argument in arguments if argument.split("=", 1)[0] not in KEYS or "=" not in argument]
+        if not arguments or set(arguments) & {"-h", "--help"}:
+            print(__doc__)
+            return 0 if arguments else 2
+        if wrong:
+            raise UserError(f"{wrong[0]}: takes {', '.join(KEYS)}, each as key=value")
+        if "experiments" in given:
+            return over_experiments(given["experiments"])
+        if "sweep" in given:
+            return over_sweep(Path(given["sweep"]), given.get("evaluator"))
+        if "run" not in given:
+            raise UserError("run=(none): name the folder of a finished run, such as run=outputs/single/RUN")
+        if given.get("known_bad") == "true":
+            return confusion(Path(given["run"]))
+        return max(over_run(Path(folder), given.get("evaluator")) for folder in given["run"].split(","))
+    except UserError as error:
+        print(f"golf: {error}", file=sys.stderr)
+        return 2
+    except (RunError, OSError) as error:
+        print(f"golf: {error}", file=sys.stderr)
+        return 1
+
+
+def over_run(folder: Path, evaluator: str | None) -> int:
+    """A row for each probe."""
+    source = open_source(folder, weights=False)
+    report = audit(source, evaluator)
+    if evaluator in (None, source.run.eval.main):
+        settle(source, report)
+    table = Table(title=f"{folder.name}: {report['evaluator']}, {report['probed_tokens']:,} tokens probed")
+    for column in ("probe", "verdict", "what was seen", "rule and source"):
+        table.add_column(column)
+    for found in report["findings"]:
+        table.add_row(found["probe"], coloured(found["verdict"]), found["text"], found["rule"])
+    show(table)
+    print(f"{'legal as far as can be told' if report['legal'] else 'ILLEGAL'}, {report['seconds']:.0f} s")
+    return 0 if report["legal"] else 1
+
+
+def over_sweep(folder: Path, evaluator: str | None) -> int:
+    """A row for each finished run."""
+    runs = sorted(path.parent for path in folder.glob("*/result.json"))
+    if not runs:
+        raise UserError(f"sweep={folder}: holds no finished run; name a folder such as outputs/smoke")
+    table = Table(title=f"{folder}: audit")
+    for column in ("run", "evaluator", "legal", "failed"):
+        table.add_column(column)
+    failures = 0
+    for run in runs:
+        source = open_source(run, weights=False)
+        report = audit(source, evaluator)
+        if evaluator in (None, source.run.eval.main):
+            settle(source, report)
+        failed = [found["probe"] for found in report["findings"] if found["verdict"] == FAIL]
+        failures += bool(failed)
+        table.add_row(run.name, report["evaluator"], coloured(FAIL if failed else PASS), ", ".join(failed))
+    show(table)
+    return 1 if failures else 0
+
+
+def over_experiments(names: str) -> int:
+    """A row for each experiment of conf/."""
+    chosen = experiments() if names == "all" else names.split(",")
+    if unknown := set(chosen) - set(experiments()):
+        raise UserError(f"experiments={sorted(unknown)[0]}: there is none of this name in conf/experiment")
+    table = Table(title="experiments, with fresh weights on made-up text (tiny track)")
+    failures = 0
+    for index, name in enumerate(chosen):
+        legal, found = audit_experiment(name)
+        if not index:
+            for column in ("experiment", "legal", *(finding.probe for finding in found)):
+                table.add_column(column)
+        failures += legal == "NO"
+        table.add_row(name, legal, *(coloured(finding.verdict) for finding in found))
+    show(table)
+    return 1 if failures else 0
+
+
+def confusion(folder: Path) -> int:
+    """Every cheat against every probe."""
+    rows = known_bad(open_source(folder, weights=False))
+    table = Table(title=f"known cheats on {folder.name} (F: fails the probe; in brackets: the one that must catch it)")
+    for column in ("cheat", *PROBES, "caught"):
+        table.add_column(column)
+    missed = 0
+    for name, expected, findings in rows:
+        marks = {found.probe: "F" if found.verdict == FAIL else "." for found in findings}
+        caught = marks[expected] == "F"
+        missed += not caught
+        cells = [f"\\[{mark}]" if probe == expected else mark for probe, mark in marks.items()]
+        table.add_row(name, *cells, coloured(PASS) if caught else coloured(FAIL))
+    show(table)
+    return 1 if missed else 0
+
+
+def coloured(verdict: str) -> str:
+    colour = COLOURS.get(verdict)
+    return f"[{colour}]{verdict}[/]" if colour else verdict
+
+
+def show(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""The audit of a run: the probes on its own evaluator and artifact, and what its records, its data and its file say."""
+
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from golf.artifact.file import read_artifact
+from golf.compose import CONF, compose
+from golf.config import Run
+from golf.errors import UserError
+from golf.evals.known_bad import KNOWN_BAD
+from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN, Case, Finding, probe, sample_text
+from golf.ledger import Ledger
+from golf.legality import broken_rules
+from golf.requantise import Source
+from golf.rundir import environment, read_json, write_json
+from golf.scoring import PASSES
+from golf.tokens.prepare import Prepared
+from golf.tokens.shards import open_shard
+from golf.tokens.tokenizer import ByteCounter
+from golf.tokens.verify import decoded_bytes, documents_of
+
+OVERLAP = 0.001  # of the scored documents: so many may stand in the training text by chance (empty ones, boilerplate)
+
+
+def audit(source: Source, evaluator: str | None = None) -> dict[str, Any]:
+    """All findings on a run, as audit.json has them; evaluator: null for the one that gave the score."""
+    started = time.perf_counter()
+    name = evaluator or source.run.eval.main
+    case = case_of(source, name)
+    with Ledger().watching(source.prepared.files()) as ledger:
+        case.ledger = ledger
+        found = [declared(source.run), *probe(case)]
+    found += [recorded(source, name), phases(source), overlap(source.prepared, source.run.eval.split)]
+    found += [size(source), clock(source, name), tuning(source)]
+    legal = all(finding.verdict != FAIL for finding in found)
+    return {
+        "schema": 1,
+        "evaluator": name,
+        "fingerprint": source.result["fingerprint"],
+        "probed_tokens": len(case.stream),
+        "legal": legal,
+        "findings": [asdict(finding) for finding in found],
+        "seconds": time.perf_counter() - started,
+        "environment": environment(),
+    }
+
+
+def settle(source: Source, report: dict[str, Any]) -> None:
+    """Write audit.json, and what it comes to into result.json, whose `legal` every report reads."""
+    write_json(source.folder.path / "audit.json", report)
+    failed = [f"{found['probe']}: {found['text']}" for found in report["findings"] if found["verdict"] == FAIL]
+    verdict = {"legal": report["legal"], "legality": failed}
+    write_json(source.folder.result, source.result | verdict)
+
+
+def case_of(source: Source, evaluator: str) -> Case:
+    """The run's artifact, in fp32, with one of its evaluators and pieces of the text that it was scored on."""
+    run, prepared = source.run, source.prepared
+    if evaluator not in run.eval.evaluators:
+        raise UserError(f"evaluator={evaluator}: the run has {', '.join(run.eval.evaluators)}")
+    chosen = run.eval.evaluators[evaluator]
+    counter = ByteCounter.from_tokenizer(prepared.tokenizer)
+    scored, other = ("val", "tune") if run.eval.split == "val" else ("tune", "val")
+    stream, beside = (
+        sample_text(chosen, open_shard(prepared.splits[split].shards[0]), counter, prepared.bos_id)
+        for split in (scored, other)
+    )
+    return Case(
+        evaluator=chosen,
+        model=read_artifact(source.folder.artifact).model,
+        stream=stream,
+        counter=counter,
+        bos_id=prepared.bos_id,
+        vocab_size=prepared.vocab_size,
+        bytes_of=lambda tokens: decoded_bytes(prepared.tokenizer, prepared.bos_id, tokens),
+        other=beside,
+    )
+
+
+def known_bad(source: Source) -> list[tuple[str, str, list[Finding]]]:
+    """(cheat, the probe that must catch it, what all probes say) on the run's model and text."""
+    found = []
+    shard = source.prepared.splits["train"].shards[0]
+    for name, bad in KNOWN_BAD.items():
+        with Ledger().watching(source.prepared.files()) as ledger:
+            case = bad.make(replace(case_of(source, "plain"), ledger=ledger), shard)
+            found.append((name, bad.probe, list(probe(case))))
+    return found
+
+
+def declared(run: Run) -> Finding:
+    """What the configuration breaks by itself."""
+    rule = "what is scored is not trained on (#152, #262; class 5)"
+    broken = broken_rules(run)
+    return Finding("declared", FAIL if broken else PASS, "; ".join(broken) or "nothing against the rules", rule)
+
+
+def recorded(source: Source, evaluator: str) -> Finding:
+    """The pass that the result reports was one over the whole split."""
+    rule = "the whole validation text is scored (#1835, #2009; class 18)"
+    entry, split = source.result["evals"][evaluator], source.prepared.splits[source.run.eval.split]
+    expected = {"tokens": split.tokens - 1, "bytes": split.bytes}
+    wrong = [key for key, value in expected.items() if value is not None and entry[key] != value]
+    if wrong:
+        return Finding("recorded", FAIL, ", ".join(f"{entry[k]:,} {k} of {expected[k]:,}" for k in wrong), rule)
+    return Finding("recorded", PASS, f"{entry['tokens']:,} targets, {entry['bytes']:,} bytes: all there are", rule)
+
+
+def phases(source: Source) -> Finding:
+    """Each phase of the run opened only what it may; what is measured on training text counted as training."""
+    rule = "no scored text before scoring, no training text after training (#593, #728; classes 5, 13, 14)"
+    ledger, scored = source.result["phases"], source.run.eval.split
+    if not any(phase.get("opened") for phase in ledger.values()):
+        return Finding("phases", UNKNOWN, "this run was made before files were watched", rule)
+    wrong = [name for name, phase in ledger.items() if name != "eval" and scored in phase.get("opened", [])]
+    if "train" in ledger["eval"].get("opened", []):
+        wrong.append("eval")
+    opened = "; ".join(f"{name}: {', '.join(phase['opened'])}" for name, phase in ledger.items() if phase.get("opened"))
+    return Finding("phases", FAIL if wrong else PASS, opened, rule)
+
+
+def overlap(prepared: Prepared, scored: str) -> Finding:
+    """Documents of the scored split that stand in the training text as well, by hash of their tokens."""
+    rule = "no scored document is trained on (#2127, #2018; class 16)"
+    known, trained = (
+        {sha256(document.tobytes()).digest() for document in documents_of(prepared.splits[name], prepared.bos_id)}
+        for name in (scored, "train")
+    )
+    shared = known & trained
+    share = len(shared) / max(1, len(known))
+    text = f"{len(shared):,} of {len(known):,} scored documents are in the training text"
+    return Finding("overlap", FAIL if share > OVERLAP else PASS, text, rule)
+
+
+def size(source: Source) -> Finding:
+    """Artifact and code against the cap, as counted; code counts once there is a submission."""
+    rule = "code and artifact within the cap, by every counting (rules 1.1; class 19)"
+    result, there = source.result, source.folder.artifact.stat().st_size
+    if there != result["artifact_bytes"]:
+        return Finding(
+            "size", FAIL, f"the file has {there:,} bytes, the result says {result['artifact_bytes']:,}", rule
+        )
+    text = f"{result['total_bytes']:,} of {result['cap_bytes']:,} bytes"
+    if not result["fits"]:
+        return Finding("size", FAIL, text, rule)
+    if not result["code_bytes"]:
+        return Finding("size", UNKNOWN, f"{text}, without code: there is no submission yet", rule)
+    return Finding("size", PASS, text, rule)
+
+
+def clock(source: Source, evaluator: str) -> Finding:
+    """Training, and scoring by itself, each within the limit."""
+    rule = "600 s to train and 600 s to score, nothing untimed (rules 1.2; class 20)"
+    limit, result = source.run.budget.max_seconds, source.result
+    if limit is None:
+        return Finding("clock", PASS, "this track has no limit of time", rule)
+    scored = result["evals"][evaluator]["seconds"]
+    text = f"{result['counted_seconds']:.1f} s counted as training, {scored:.1f} s to score, of {limit:.0f} s each"
+    return Finding("clock", PASS if result["in_time"] and scored <= limit else FAIL, text, rule)
+
+
+def tuning(source: Source) -> Finding:
+    """How often this folder's runs were scored on validation text: choosing by that is tuning on it."""
+    rule = "settings are not chosen by validation scores (#1991, #2098; class 24)"
+    ledger = source.folder.path.parents[1] / PASSES
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    mine = sum(f'"sweep": "{source.folder.path.parent.name}"' in line for line in lines)
+    text = f"{mine:,} passes over validation text in this sweep, {len(lines):,} beside it; no program sees intentions"
+    return Finding("tuning", UNKNOWN, text, rule)
+
+
+MADE_UP = ("future", "target", "normalisation", "coverage")
+
+
+def audit_experiment(name: str) -> tuple[str, list[Finding]]:
+    """(legal as far as can be told, findings) of an experiment's configuration: its evaluator on made-up text, with
+    fresh weights."""
+    run = compose([f"experiment={name}", "track=tiny"])
+    generator = np.random.default_rng(0)
+    vocab, bos_id = run.model.vocab_size, 1
+    lengths = generator.integers(20, 400, 40)
+    documents = [np.append(bos_id, generator.integers(4, vocab, length)) for length in lengths]
+    counter = ByteCounter(torch.ones(vocab, dtype=torch.int64), torch.ones(vocab, dtype=torch.bool),
+                          torch.zeros(vocab, dtype=torch.bool))  # fmt: skip
+    torch.manual_seed(0)
+    evaluator = run.eval.evaluators[run.eval.main]
+    model = run.model.exported().build()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    stream = sample_text(evaluator, np.concatenate(documents).astype(np.uint16), counter, bos_id)
+    case = Case(evaluator, model, stream, counter, bos_id, vocab)
+    found = [declared(run), *(PROBES[probe_name](case) for probe_name in MADE_UP)]
+    counts = Counter(finding.verdict for finding in found)
+    return ("NO" if counts[FAIL] else "as far as seen"), found
+
+
+def experiments() -> list[str]:
+    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def audited(folder: Path) -> dict[str, Any] | None:
+    """What audit.json of a run folder says, None where there is none."""
+    found = read_json(folder / "audit.json")
+    return found if isinstance(found, dict) else None
