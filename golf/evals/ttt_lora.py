@@ -59,6 +59,7 @@ class LoRAScorer(Scorer):
         self.a: dict[str, Tensor] = {}  # a_GrI and b_GOr, by module; made when the first documents begin
         self.b: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
+        self.on = True  # False: the model alone
         self.slot_B = torch.zeros(1, dtype=torch.int64)
         self.sizes = self._attach()
         self.generator = torch.Generator().manual_seed(0)
@@ -85,7 +86,7 @@ class LoRAScorer(Scorer):
 
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + self._delta(name, inputs[0]).to(output.dtype)
+            return output + self._delta(name, inputs[0]).to(output.dtype) if self.on else output
 
         return add
 
@@ -224,7 +225,6 @@ class Phased(Scorer):
         lesson = rows_to_learn(self.texts, self.config.length, self.ranks.device)
         for w in self.weights:
             w.requires_grad_(True)
-        self.adapters.a, self.adapters.b = _silent(self.adapters, self.ranks)
         optimizer = self.config.learner.build([{"params": self.weights, "lr": self.config.learner.lr}])
         step = Step(self.model, self.weights, optimizer, self.config.clip_norm, None, self.ranks)
         each = max(1, self.config.rows // self.ranks.world)
@@ -235,15 +235,11 @@ class Phased(Scorer):
             with rate_of(optimizer, cosine(next(taken), steps)):
                 return step(*rows)
 
+        self.adapters.on = False
         one_epoch(falling, lesson, self.config.rows, self.ranks)
+        self.adapters.on = True
         for w in self.weights:
             w.requires_grad_(False)
-
-
-def _silent(adapters: LoRAScorer, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(a, b) as they are, with b at zero: the model alone."""
-    adapters.slot_B = torch.zeros(1, dtype=torch.int64, device=ranks.device)
-    return adapters.a, {name: torch.zeros_like(b) for name, b in adapters.b.items()}
 
 
 def rows_to_learn(texts: Sequence[Sequence[np.ndarray]], length: int, device: torch.device) -> tuple[Tensor, ...]:

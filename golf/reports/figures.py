@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from golf.reports.analysis import Analysis, Line
 from golf.reports.grids import what_counts
-from golf.reports.load import curve
+from golf.reports.load import curve, traces
 
 # Matplotlib draws with these; the SVG then gets the page's variables in their place.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
@@ -53,7 +53,7 @@ def figures(analysis: Analysis) -> dict[str, str]:
     drawn[gap] = by_row(lines, "BPB after minus before", lambda axes, some: _dots(axes, some, "quant_gap_bpb"))
     drawn[size] = by_row(lines, "million bytes", _sizes)
     drawn[step] = by_row(lines, "milliseconds, median", lambda axes, some: _dots(axes, some, "step_ms"))
-    drawn |= _curves(lines, colours, n)
+    drawn |= _curves(lines, colours, n) | _adaptations(lines, colours)
     if len(lines) > 1:
         caption = f"Size (largest seed) against score (mean, 95 % interval; {n}); the line joins the best by these"
         drawn[caption] = _pareto(lines, colours)
@@ -205,6 +205,52 @@ def _curves(lines: Sequence[Line], colours: dict[str, str], n: str) -> dict[str,
 
         drawn[f"Training loss by {label}: a line a seed, smoothed ({n})"] = _svg(fill, 3.5)
     return drawn
+
+
+def _adaptations(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, str]:
+    """What learning at evaluation does as it goes: the running score against the same windows without learning, and the
+    loss that it learns with. Where the second falls while the first rises, it learns its text and loses the rest."""
+    curves = []
+    for line in lines:
+        for run in line.row.counted:
+            by_name = traces(run.folder)
+            main = by_name.get(run.result["eval_main"] if run.result else "", [])
+            still = [trace for trace in by_name.values() if all(point["learning_loss"] is None for point in trace)]
+            beside = next((t for t in still if [p["tokens"] for p in t] == [p["tokens"] for p in main]), None)
+            if beside is not None and any(point["learning_loss"] is not None for point in main):
+                curves.append((line.row.name, main, beside))
+    if not curves:
+        return {}
+
+    def draw(fill_one: Callable[[Axes, Any, Any, dict[str, Any]], None], label: str) -> str:
+        def fill(ax: Axes) -> None:
+            named: set[str] = set()
+            for name, main, beside in curves:
+                once = None if name in named else _short(name)
+                fill_one(ax, main, beside, {"color": colours[name], "label": once, "linewidth": 1.2})
+                named.add(name)
+            ax.set_xlabel("tokens graded")
+            ax.set_ylabel(label)
+            ax.grid(color=GRID, linewidth=0.8)
+            ax.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
+
+        return _svg(fill, 3.5)
+
+    def against(ax: Axes, main: Any, beside: Any, style: dict[str, Any]) -> None:
+        gain = [one["bpb"] - two["bpb"] for one, two in zip(main, beside, strict=True)]
+        ax.plot([point["tokens"] for point in main], gain, **style)
+        ax.axhline(0, color=MUTED, linewidth=1)
+
+    def learning(ax: Axes, main: Any, beside: Any, style: dict[str, Any]) -> None:
+        points = [(point["tokens"], point["learning_loss"]) for point in main if point["learning_loss"] is not None]
+        ax.plot(*zip(*points, strict=True), **style)
+
+    return {
+        "Learning at evaluation: running score minus the same windows without it; below 0 it helps": draw(
+            against, "difference so far, BPB"
+        ),
+        "Learning at evaluation: the loss of each chunk as it is learnt, first epoch": draw(learning, "nats per token"),
+    }
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

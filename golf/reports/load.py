@@ -208,6 +208,15 @@ def environment_of(run: Started) -> dict[str, str]:
     return {key: str(value) for key, value in facts.items()}
 
 
+def traces(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """evaluator -> a line for each round of its pass: tokens graded, BPB up to there, the loss that it learnt with."""
+    found = {}
+    for path in sorted((folder / "trace").glob("*.jsonl")):
+        with contextlib.suppress(OSError, ValueError):
+            found[path.stem] = [json.loads(line) for line in path.read_text().splitlines()]
+    return found
+
+
 def curve(folder: Path, key: str) -> list[tuple[int, float, float]]:
     """(step, seconds of training, value) of each logged step with a finite value; a line cut by a kill is left out."""
     points = []

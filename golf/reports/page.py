@@ -8,6 +8,7 @@ from pathlib import Path
 
 from golf.reports import grids
 from golf.reports.analysis import Agreement, Analysis
+from golf.reports.factors import factors_grid
 from golf.reports.figures import figures
 from golf.reports.grids import Grid
 from golf.reports.references import references
@@ -27,7 +28,7 @@ def grids_of(analysis: Analysis) -> list[Grid]:
     changes = grids.changes_grid(analysis)
     published = references(analysis.track)
     found = [grids.rows_grid(analysis), grids.sizes_grid(analysis), grids.models_grid(analysis), changes]
-    found.append(grids.seeds_grid(analysis))
+    found += [factors_grid(analysis), grids.seeds_grid(analysis)]
     return [grid for grid in found if grid] + ([grids.references_grid(published)] if published else [])
 
 

@@ -1,0 +1,209 @@
+"""golf/evaluate.py and golf/audit.py: other scores of a finished run, and whether its score may be submitted."""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golf import audit, auditing, evaluate
+from golf.compose import compose
+from golf.dist import ALONE
+from golf.evals.known_bad import KNOWN_BAD
+from golf.evals.probes import FAIL, PASS, UNKNOWN
+from golf.reports.load import traces
+from golf.requantise import open_source
+from golf.scoring import PASSES, EvalFiles, Scoring
+from tests.conftest import toy_overrides
+from tests.test_loop import Job
+
+SHORT = ["scale.seq=0.03125"]
+
+
+@pytest.fixture(scope="module")
+def make(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train a toy run, with command.txt as the door would write it."""
+
+    def made(*extra: str) -> Path:
+        outputs = tmp_path_factory.mktemp("audited") / "outputs"
+        overrides = toy_overrides(toy_folder, [f"outputs={outputs}", *SHORT, *extra])
+        job = Job(compose(overrides))
+        (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *overrides]))
+        job.go()
+        return job.folder.path
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(make: Callable[..., Path]) -> Path:
+    return make("eval=sliding")
+
+
+def results_beside(run: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(path.read_text()) | {"folder": path.parent} for path in run.parents[1].glob("*/*/result.json")]
+    return {result["label"].removeprefix("baseline-int6-"): result for result in found}
+
+
+def verdicts(run: Path) -> dict[str, str]:
+    report = json.loads((run / "audit.json").read_text())
+    return {found["probe"]: found["verdict"] for found in report["findings"]}
+
+
+def test_an_honest_run_passes_and_its_result_says_so(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert audit.main([f"run={run}"]) == 0
+    printed = capsys.readouterr().out
+    assert "legal as far as can be told" in printed and "write" not in printed
+    found = verdicts(run)
+    assert {probe for probe, verdict in found.items() if verdict == UNKNOWN} == {"size", "tuning"}
+    assert FAIL not in found.values() and set(found) >= {"declared", "future", "recorded", "phases", "overlap", "clock"}
+    result = json.loads((run / "result.json").read_text())
+    assert result["legal"] is True and result["legality"] == []
+    assert result["phases"]["train"]["opened"] == ["train"] and result["phases"]["eval"]["opened"] == ["val"]
+
+
+def test_other_evaluators_are_runs_of_their_own(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert evaluate.main(["-m", f"run={run}", "eval=plain,ttt_sgd,ttt_lora"]) == 0
+    printed = capsys.readouterr().out
+    found = results_beside(run)
+    first = json.loads((run / "result.json").read_text())
+    for label in ("plain", "ttt_sgd", "ttt_lora"):
+        one = found[label]
+        assert label in printed and one["eval_main"] == label and one["parent"] == first["fingerprint"]
+        assert one["post_quant_bpb"] == first["post_quant_bpb"] and one["artifact_bytes"] == first["artifact_bytes"]
+        assert (one["folder"] / "artifact.golf").read_bytes() == (run / "artifact.golf").read_bytes()
+        assert one["quant_seconds"] == first["quant_seconds"] and one["phases"]["eval"]["opened"] == ["val"]
+    lines = traces(found["ttt_sgd"]["folder"])
+    assert set(lines) == {"sliding", "ttt_sgd"} and len(lines["ttt_sgd"]) > 2
+    assert [a["tokens"] for a in lines["sliding"]] == [b["tokens"] for b in lines["ttt_sgd"]]
+    assert lines["ttt_sgd"][-1]["bpb"] == pytest.approx(found["ttt_sgd"]["val_bpb"])
+    passes = [json.loads(line) for line in (run.parents[1] / PASSES).read_text().splitlines()]
+    assert {"plain", "sliding", "ttt_sgd", "ttt_lora"} <= {entry["evaluator"] for entry in passes}
+    assert evaluate.main([f"run={run}", "quant=int8"]) == 2
+    assert "quant=int8: only eval can change" in capsys.readouterr().err
+
+
+def test_choosing_is_done_on_other_text(run: Path) -> None:
+    before = len((run.parents[1] / PASSES).read_text().splitlines())
+    assert evaluate.main([f"run={run}", "eval=sliding", "eval.split=tune"]) == 0
+    assert len((run.parents[1] / PASSES).read_text().splitlines()) == before
+    assert results_beside(run)["sliding-eval.split_tune"]["data"]["split"] == "tune"
+
+
+def test_a_sweep_of_scores_is_audited_row_by_row(run: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluate.main(["-m", f"run={run}", "eval=plain,ngram"])
+    folder = results_beside(run)["ngram"]["folder"]
+    capsys.readouterr()
+    assert audit.main([f"sweep={folder.parent}"]) == 0
+    assert f"{folder.name}" in capsys.readouterr().out and verdicts(folder)["future"] == PASS
+
+
+def test_training_on_the_scored_text_is_found_three_times(
+    make: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    run = make("loader.split=val")
+    assert audit.main([f"run={run}"]) == 1 and "ILLEGAL" in capsys.readouterr().out
+    found = verdicts(run)
+    assert found["declared"] == found["phases"] == FAIL and found["future"] == PASS
+    result = json.loads((run / "result.json").read_text())
+    assert result["legal"] is False
+    assert any(reason.startswith("declared: trains on text") for reason in result["legality"])
+
+
+def test_records_that_do_not_add_up_are_found(run: Path) -> None:
+    source = open_source(run)
+    entry = source.result["evals"]["sliding"]
+
+    def with_(**changes: Any) -> Any:
+        return replace(source, result=source.result | changes)
+
+    part = with_(evals={"sliding": entry | {"tokens": entry["tokens"] - 5}})
+    assert auditing.recorded(source, "sliding").verdict == PASS and auditing.recorded(part, "sliding").verdict == FAIL
+    assert auditing.size(with_(artifact_bytes=1)).verdict == auditing.size(with_(fits=False)).verdict == FAIL
+    assert auditing.size(with_(code_bytes=1000)).verdict == PASS
+    phases = source.result["phases"]
+    peeked = phases | {"train": phases["train"] | {"opened": ["train", "val"]}}
+    late = phases | {"eval": phases["eval"] | {"opened": ["train", "val"]}}
+    old = {name: {"seconds": 0, "reads": []} for name in phases}
+    assert [auditing.phases(with_(phases=p)).verdict for p in (phases, peeked, late, old)] == [
+        PASS,
+        FAIL,
+        FAIL,
+        UNKNOWN,
+    ]
+    limited = replace(source, run=replace(source.run, budget=replace(source.run.budget, max_seconds=0.001)))
+    assert auditing.clock(source, "sliding").verdict == PASS and auditing.clock(limited, "sliding").verdict == FAIL
+    own = replace(source.prepared, splits=source.prepared.splits | {"train": source.prepared.splits["val"]})
+    assert auditing.overlap(source.prepared, "val").verdict == PASS and auditing.overlap(own, "val").verdict == FAIL
+
+
+def test_the_audit_is_audited(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert audit.main([f"run={run}", "known_bad=true"]) in (0, 1)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in KNOWN_BAD) and printed.count("[F]") >= len(KNOWN_BAD) - 3
+
+
+def test_experiments_have_a_row_each(capsys: pytest.CaptureFixture) -> None:
+    assert audit.main(["experiments=baseline_naive,pr401"]) == 0
+    printed = capsys.readouterr().out
+    assert "baseline_naive" in printed and "pr401" in printed and "as far as seen" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["runs=x"], "runs=x: takes run, sweep"),
+        (["evaluator=plain"], "run=(none)"),
+        (["run=/absent"], "run=/absent: no finished run"),
+        (["sweep=/absent"], "holds no finished run"),
+        (["experiments=nope"], "experiments=nope: there is none"),
+        (["run=RUN", "evaluator=ttt"], "evaluator=ttt: the run has plain, sliding"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert audit.main([argument.replace("RUN", str(run)) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("choice", ["ttt_sgd", "ngram", "mixture", "ttt_lora", "phased"])
+def test_a_score_that_was_cut_off_goes_on(
+    choice: str, run: Path, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of a pass, the second one begins where the first was kept, and ends with the same score."""
+    source = open_source(run)
+    by_document = choice in ("ttt_lora", "phased")
+    extra = [f"eval.evaluators.{choice}.{'documents=3' if by_document else 'chunk_tokens=128'}"]
+    if choice == "phased":
+        extra += [f"eval.evaluators.phased.scorer.boundaries.{name}={n}" for name, n in (("first", 2), ("second", 5))]
+    config = compose(toy_overrides(toy_folder, [*SHORT, f"eval={choice}", *extra])).eval
+    scoring = Scoring(config, source.prepared, ALONE)
+    scoring.stream = lambda: full[:900]  # type: ignore[method-assign]
+    full = Scoring(config, source.prepared, ALONE).stream()
+    model = auditing.case_of(source, "plain").model
+    whole = scoring.score(model, choice)
+    monkeypatch.setattr("golf.scoring.SAVE_SECONDS", 0.0)
+    files = EvalFiles(tmp_path, "artifact", lambda line: None)
+    chosen, rounds = type(config.evaluators[choice]), []
+    grade = chosen.grade
+
+    def cut(self: Any, going: Any, round_: Any, index: int) -> None:
+        rounds.append(index)
+        if len(rounds) == total * 2 // 3:
+            raise KeyboardInterrupt
+        grade(self, going, round_, index)
+
+    total = len(config.evaluators[choice].rounds(full[:900], source.prepared.bos_id, ALONE))
+    monkeypatch.setattr(chosen, "grade", cut)
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(model, choice, files)
+    assert list((tmp_path / "checkpoint").iterdir())
+    at = len(rounds)
+    again = scoring.score(model, choice, files)
+    assert 0 < rounds[at] < at, "it went on, and not from the start"
+    assert (again.tokens, again.bytes) == (whole.tokens, whole.bytes)
+    assert again.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert not list((tmp_path / "checkpoint").iterdir()) and len(traces(tmp_path)[choice]) == total
