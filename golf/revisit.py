@@ -18,7 +18,7 @@ from golf.compose import compose, compose_whole
 from golf.errors import RunError, UserError
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
-from golf.rundir import RunDir
+from golf.rundir import RunDir, illegal
 from golf.sinks import ConsoleSink
 from hydra_plugins.golf_sweeper import plan_of
 
@@ -94,7 +94,9 @@ class Door:
         for column in self.columns:
             table.add_column(column, justify="right")
         for found in rows:
-            name = found["label"].removeprefix(f"{source.run.label}-")
+            name = found["label"].removeprefix(f"{source.run.label}-") + (
+                " (ILLEGAL)" if illegal(found) else ""
+            )
             table.add_row(name, *(show(found) for show in self.columns.values()))
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 

@@ -67,6 +67,12 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def illegal(result: dict[str, Any]) -> bool:
+    """Whether the run, or the evaluator of its score, breaks a rule: such a score is marked wherever it is shown."""
+    main = result.get("evals", {}).get(result.get("eval_main"), {})
+    return result.get("legal") is False or main.get("legal") is False
+
+
 @dataclass(frozen=True, slots=True)
 class RunDir:
     """Names of the files of one run."""

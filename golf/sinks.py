@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from golf.errors import UserError
 from golf.fields import one_of, positive
-from golf.rundir import write_atomic
+from golf.rundir import illegal, write_atomic
 
 WANDB_INIT_SECONDS = 20
 WANDB_FINISH_SECONDS = 60
@@ -229,7 +229,7 @@ class WandbSink(Sink):
         """The result as summary (W&B names what is nested evals.plain.val_bpb ...), the artifact as an Artifact."""
         self.run.config.update({"environment": result["environment"]}, allow_val_change=True)
         self.run.summary.update({key: value for key, value in result.items() if key != "environment"})
-        if result["legal"] is False:
+        if illegal(result):
             self.run.tags += ("illegal",)
         if self.online and artifact is not None:
             name = re.sub(r"[^A-Za-z0-9_.-]", "-", artifact.parent.name)

@@ -14,6 +14,7 @@ from golf.launcher.grid import key_of, says_what
 from golf.launcher.scheduler import Task
 from golf.launcher.standing import Standing, read_standing
 from golf.plan import Outline, outline
+from golf.rundir import illegal
 from golf.sinks import clock
 from golf.tokens.prepare import Prepared
 
@@ -125,7 +126,7 @@ def show_end(tasks: Sequence[Task], folder: Path) -> None:
         if (result := task.result) is not None:
             share = result["total_bytes"] / result["cap_bytes"]
             numbers = [
-                f"{result['val_bpb']:.4f}",
+                f"{result['val_bpb']:.4f}" + (" [bold red]ILLEGAL[/]" if illegal(result) else ""),
                 f"{result['quant_gap_bpb']:+.4f}",
                 f"{result['total_bytes']:,}",
                 f"{share:.0%}" if result["fits"] else f"[bold red]{share:.0%}[/]",

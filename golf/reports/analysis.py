@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from golf.reports import stats
 from golf.reports.load import Row, Started, Sweep, differences, environment_of
 from golf.reports.stats import BarTest, Difference, PooledSd, RankAgreement, Summary
+from golf.rundir import illegal
 
 ALPHA = 0.01  # the level of every test (upstream's rule)
 MARGIN_NATS = 0.005  # what a record must gain, in nats per token (upstream's rule)
@@ -166,17 +166,13 @@ def _faults(row: Row, seeds: Sequence[int]) -> list[str]:
     return [name for name, found in faults.items() if found]
 
 
-def _illegal(result: dict[str, Any]) -> bool:
-    return result["legal"] is False or result["evals"][result["eval_main"]]["legal"] is False
-
-
 def _disqualified(row: Row) -> dict[str, list[int]]:
     """Why a score may not count -> the counted seeds that it holds for."""
     scored = [(run.seed, run.result) for run in row.counted if run.result is not None]
     return {
         "over the cap": [seed for seed, result in scored if not result["fits"]],
         "over time": [seed for seed, result in scored if result.get("in_time") is False],
-        "illegal": [seed for seed, result in scored if _illegal(result)],
+        "illegal": [seed for seed, result in scored if illegal(result)],
     }
 
 
