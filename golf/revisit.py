@@ -94,9 +94,7 @@ class Door:
         for column in self.columns:
             table.add_column(column, justify="right")
         for found in rows:
-            name = found["label"].removeprefix(f"{source.run.label}-") + (
-                " (ILLEGAL)" if illegal(found) else ""
-            )
+            name = found["label"].removeprefix(f"{source.run.label}-") + (" (ILLEGAL)" if illegal(found) else "")
             table.add_row(name, *(show(found) for show in self.columns.values()))
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 

@@ -24,15 +24,17 @@ class NGramConfig(ScorerConfig):
     tokens that followed this context in graded text, C their sum, and p is at first what `scorer` gives (Dirichlet
     smoothing, MacKay and Peto 1995). A context that was never seen changes nothing.
 
-    longest: tokens of context. What is counted becomes known after each round.
+    shortest, longest: tokens of context. What is counted becomes known after each round.
     """
 
+    shortest: int
     longest: int
     strength: float
     scorer: ScorerConfig
 
     def __post_init__(self) -> None:
         between(1, 8, longest=self.longest)
+        between(1, self.longest, shortest=self.shortest)
         positive(strength=self.strength)
         if self.scorer.documents:
             raise ValueError("scorer: learns for each document; counts go with a scorer of one stream")
@@ -85,13 +87,13 @@ def merged(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray
 
 
 class NGram(Around):
-    """One table for each length of context; a key is the context and the token after it, `bits` bits a token."""
+    """A table for each length of context; a key is the context and the token after it, `bits` bits a token."""
 
     def __init__(self, config: NGramConfig, inner: Scorer, vocab_size: int, ranks: Ranks):
         super().__init__(inner)
         self.config, self.vocab_size, self.ranks = config, vocab_size, ranks
         self.bits = int(vocab_size - 1).bit_length()
-        self.tables = [Counts() for _ in range(config.longest)]
+        self.tables = {n: Counts() for n in range(config.shortest, config.longest + 1)}
         self.tail_G: list[np.ndarray] = []
 
     def begin(self, first_G: np.ndarray) -> None:
@@ -103,9 +105,7 @@ class NGram(Around):
         B, S, V = p_BSV.shape
         p_PV = p_BSV.reshape(B * S, V)
         ids_BT = window.ids_BT.cpu().numpy()
-        for n, table in enumerate(self.tables, 1):
-            if ids_BT.shape[1] < n:
-                break
+        for n, table in self.tables.items():
             context_P, there_P = self._contexts(ids_BT, S, n)
             low_P = np.where(there_P, context_P << self.bits, 0)
             high_P = np.where(there_P, (context_P + 1) << self.bits, 0)
@@ -134,7 +134,7 @@ class NGram(Around):
         for slot, new in enumerate(graded.new_G):
             text = np.concatenate([self.tail_G[slot], new.astype(np.int64)])
             fresh = len(self.tail_G[slot])
-            for n, table in enumerate(self.tables, 1):
+            for n, table in self.tables.items():
                 ends = np.arange(max(fresh, n), len(text))  # places of tokens that end a new n-gram
                 key = np.zeros(len(ends), dtype=np.int64)
                 for back in range(n, -1, -1):
@@ -146,7 +146,7 @@ class NGram(Around):
 
     def state(self) -> dict[str, Tensor]:
         found = {f"tail.{slot}": torch.from_numpy(tail.copy()) for slot, tail in enumerate(self.tail_G)}
-        for n, table in enumerate(self.tables):
+        for n, table in self.tables.items():
             keys, counts = merged(*table.parts)
             found |= {f"keys.{n}": torch.from_numpy(keys), f"counts.{n}": torch.from_numpy(counts)}
         return super().state() | found
@@ -155,5 +155,5 @@ class NGram(Around):
         super().load(state)
         self.tail_G = [tail.numpy() for tail in under("tail.", state).values()]
         empty = np.empty(0, dtype=np.int64)
-        for n, table in enumerate(self.tables):
+        for n, table in self.tables.items():
             table.parts = [(state[f"keys.{n}"].numpy(), state[f"counts.{n}"].numpy()), (empty, empty)]

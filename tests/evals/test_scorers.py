@@ -46,6 +46,10 @@ def lora(**fields: Any) -> LoRAScorerConfig:
     return LoRAScorerConfig(**(settings | fields))
 
 
+def counts(longest: int) -> NGramConfig:
+    return NGramConfig(shortest=1, longest=longest, strength=4.0, scorer=FixedConfig())
+
+
 def documents(**fields: Any) -> DocumentsConfig:
     settings: dict[str, Any] = {"length": 16, "chunk_tokens": 8, "documents": 3, "order": "longest"}
     settings["batch_tokens"] = 64
@@ -96,13 +100,13 @@ LEARNERS = {
     "temperature": windows_of(16, 4, 64, scorer=TemperatureConfig(temperature=0.9, scorer=FixedConfig())),
     "sgd": windows_of(16, 4, 64, chunk_tokens=32, scorer=sgd()),
     "sgd, averaged": windows_of(16, 4, 64, chunk_tokens=32, scorer=sgd(ema=0.5, sam_radius=0.05)),
-    "ngram": windows_of(16, 4, 64, chunk_tokens=32, scorer=NGramConfig(longest=3, strength=4.0, scorer=FixedConfig())),
+    "ngram": windows_of(16, 4, 64, chunk_tokens=32, scorer=counts(3)),
     "mixture": windows_of(
         16, 4, 64, chunk_tokens=32, scorer=MixtureConfig(share=0.01, scorers={"fixed": FixedConfig(), "ttt": sgd()})
     ),
     "documents": documents(),
     "documents in order": documents(order="stream", documents=1),
-    "ngram by document": documents(scorer=NGramConfig(longest=2, strength=4.0, scorer=FixedConfig())),
+    "ngram by document": documents(scorer=counts(2)),
     "lora": documents(scorer=lora()),
     "phased": documents(
         documents=2,
@@ -216,7 +220,7 @@ def test_counts_are_exact_and_the_mixture_is_dirichlets(stream: np.ndarray) -> N
     V, strength = 384, 3.0
     uniform = Model(lambda ids_BT, last: torch.full((len(ids_BT), last, V), -math.log(V)))
     uniform.embed = type("E", (), {"table_VD": torch.zeros(V, 1)})  # type: ignore[attr-defined]
-    config = NGramConfig(longest=2, strength=strength, scorer=FixedConfig())
+    config = NGramConfig(shortest=1, longest=2, strength=strength, scorer=FixedConfig())
     found = nll_of(windows_of(8, None, 8, chunk_tokens=8, scorer=config), uniform, stream)
     text, expected = stream.tolist(), []
     for target in range(1, len(text)):
@@ -235,7 +239,7 @@ def test_counts_are_exact_and_the_mixture_is_dirichlets(stream: np.ndarray) -> N
 
 def test_contexts_without_exact_keys_are_refused(model: LM) -> None:
     with pytest.raises(UserError, match=r"scorer\.longest=7: .*try scorer\.longest=6"):
-        NGramConfig(longest=7, strength=1.0, scorer=FixedConfig()).open(model, ALONE)
+        NGramConfig(shortest=1, longest=7, strength=1.0, scorer=FixedConfig()).open(model, ALONE)
 
 
 def test_a_mixture_follows_the_better_of_its_parts(model: LM, stream: np.ndarray) -> None:
