@@ -68,6 +68,14 @@ def test_a_grid_has_a_line_for_each_cell(made: Path, capsys: pytest.CaptureFixtu
     assert abs(half["quant_gap_bpb"]) < abs(int6["quant_gap_bpb"]) and int6["artifact_bytes"] < half["artifact_bytes"]
 
 
+def test_a_part_chosen_anew_drops_what_was_set_in_it(made: Path) -> None:
+    """The run was started with a damping, which rounding to nearest has not."""
+    assert quantize.main([f"run={made}", "quant/rounding=nearest"]) == 0
+    (folder,) = (found["folder"] for label, found in results_beside(made).items() if "nearest" in label)
+    found = json.loads((folder / "config.json").read_text())
+    assert found["run"]["quant"]["rounding"]["_target_"].endswith("NearestConfig")
+
+
 def test_contents_have_a_line_for_each_tensor(made: Path, capsys: pytest.CaptureFixture) -> None:
     assert quantize.main([f"inspect={made / 'artifact.golf'}"]) == 0
     printed = capsys.readouterr().out
@@ -88,6 +96,7 @@ def test_contents_have_a_line_for_each_tensor(made: Path, capsys: pytest.Capture
         (["run=MADE", "quant.rounding.damping=0"], "quant.rounding.damping=0"),
         (["run=/absent", "quant=int8"], "run=/absent: no finished run"),
         (["inspect=/absent"], "cannot be read"),
+        (["run=MADE", "quant=[1"], "quant=[1: cannot be read"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, made: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,8 +1,16 @@
-"""Main effects of a full grid, against sums by hand."""
+"""Main effects of a full grid, against sums by hand; what learning at evaluation does as it goes."""
+
+import json
+from pathlib import Path
 
 import pytest
 
+from golf.reports.analysis import analyse
 from golf.reports.factors import factors_of
+from golf.reports.figures import figures
+from golf.reports.load import load
+from golf.rundir import illegal
+from tests.reports.helpers import sweep
 
 
 def test_shares_of_a_grid_add_up() -> None:
@@ -22,3 +30,21 @@ def test_shares_of_a_grid_add_up() -> None:
 @pytest.mark.parametrize("rows", [[], [({"a": 1, "b": 1}, 1.0), ({"a": 2, "b": 1}, 2.0), ({"a": 1, "b": 2}, 1.5)]])
 def test_rows_that_are_no_grid_have_no_factors(rows: list) -> None:
     assert factors_of(rows) == factors_of([*rows, ({"a": 3, "b": 3}, 1.0)]) == []
+
+
+def test_traces_are_drawn_where_a_pass_learnt(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "s", {"one": {1: 2.0}, "two": {1: 2.1}})
+    assert not any("Learning" in caption for caption in figures(analyse(load(folder))))
+    run = next(folder.glob("one-*"))
+    (run / "trace").mkdir()
+    for name, losses in (("plain", [3.0, 2.0, None]), ("sliding", [None] * 3)):
+        lines = [{"tokens": 10 * i, "bytes": 30 * i, "bpb": 2.0, "learning_loss": x} for i, x in enumerate(losses, 1)]
+        (run / "trace" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = [caption for caption in figures(analyse(load(folder))) if "Learning" in caption]
+    assert len(drawn) == 2
+
+
+def test_a_score_is_illegal_by_its_run_or_its_evaluator() -> None:
+    entry = {"eval_main": "a", "evals": {"a": {"legal": True}, "b": {"legal": False}}}
+    assert not illegal(entry | {"legal": None}) and illegal(entry | {"legal": False})
+    assert illegal(entry | {"legal": True, "eval_main": "b"})
