@@ -37,6 +37,11 @@ class Line:
     verdict: str = ""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """The row's, marked where its score is illegal."""
+        return f"{self.row.name} (ILLEGAL)" if "illegal" in self.faults else self.row.name
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Analysis:

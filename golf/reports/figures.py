@@ -63,9 +63,9 @@ def figures(analysis: Analysis) -> dict[str, str]:
 def _colours(lines: Sequence[Line], control: str | None) -> dict[str, str]:
     """A colour for each row; where they are many, for the control and the best, and grey for the rest."""
     first = sorted(lines, key=lambda line: (line.row.name != control, line.score.mean if line.score else 0.0))
-    chosen = {line.row.name for line in first[:MOST_COLOURED]}
+    chosen = {line.name for line in first[:MOST_COLOURED]}
     bright = iter(PALETTE)
-    return {line.row.name: next(bright) if line.row.name in chosen else MUTED for line in lines}
+    return {line.name: next(bright) if line.name in chosen else MUTED for line in lines}
 
 
 # ---------------------------------------------------------------- rows as horizontal lines
@@ -75,10 +75,10 @@ def _by_row(
     lines: Sequence[Line], colours: dict[str, str], label: str, draw: Callable[[Axes], None], with_n: bool
 ) -> str:
     def fill(ax: Axes) -> None:
-        ax.set_prop_cycle(color=[colours[line.row.name] for line in lines])
+        ax.set_prop_cycle(color=[colours[line.name] for line in lines])
         draw(ax)
         counts = [f" ({len(line.row.counted)})" if with_n else "" for line in lines]
-        names = [_short(line.row.name) + count for line, count in zip(lines, counts, strict=True)]
+        names = [_short(line.name) + count for line, count in zip(lines, counts, strict=True)]
         ax.set_yticks(range(len(lines)), names)
         ax.set_ylim(len(lines) - 0.4, -0.6)
         ax.set_xlabel(label)
@@ -177,7 +177,7 @@ def _mark(ax: Axes, x: float, words: str) -> None:
 
 def _curves(lines: Sequence[Line], colours: dict[str, str], n: str) -> dict[str, str]:
     """Training loss by step and by seconds: a line a seed, smoothed; the budget's seconds marked."""
-    runs = [(line.row.name, run.folder) for line in lines for run in line.row.counted]
+    runs = [(line.name, run.folder) for line in lines for run in line.row.counted]
     traces = [(name, curve(folder, "loss")) for name, folder in runs]
     if not any(len(trace) > 1 for _, trace in traces):
         return {}
@@ -218,7 +218,7 @@ def _adaptations(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, st
             still = [trace for trace in by_name.values() if all(point["learning_loss"] is None for point in trace)]
             beside = next((t for t in still if [p["tokens"] for p in t] == [p["tokens"] for p in main]), None)
             if beside is not None and any(point["learning_loss"] is not None for point in main):
-                curves.append((line.row.name, main, beside))
+                curves.append((line.name, main, beside))
     if not curves:
         return {}
 
@@ -273,15 +273,15 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _pareto(lines: Sequence[Line], colours: dict[str, str]) -> str:
     def fill(ax: Axes) -> None:
-        points = {line.row.name: (_largest(line), line.score.mean) for line in lines if line.score}
-        best = front([points[line.row.name] for line in lines if not DISQUALIFYING & set(line.faults)])
+        points = {line.name: (_largest(line), line.score.mean) for line in lines if line.score}
+        best = front([points[line.name] for line in lines if not DISQUALIFYING & set(line.faults)])
         ax.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
         for line in lines:
             assert line.score is not None
-            x, y = points[line.row.name]
+            x, y = points[line.name]
             if line.score.low is not None and line.score.high is not None:
                 ax.plot([x, x], [line.score.low, line.score.high], color=GRID, linewidth=2, zorder=1)
-            ax.plot([x], [y], "o", color=colours[line.row.name], markersize=8)
+            ax.plot([x], [y], "o", color=colours[line.name], markersize=8)
         named = sorted((name for name in points if colours[name] != MUTED), key=lambda name: points[name][1])
         for place, name in enumerate(named):  # to the right and to the left in turn, so that neighbours stay legible
             side, shift = ("left", 8) if place % 2 == 0 else ("right", -8)

@@ -66,7 +66,7 @@ def _legend(analysis: Analysis) -> str:
 def _row_cells(line: Line, analysis: Analysis) -> list[str]:
     score, difference = line.score, line.difference
     cells = [
-        line.row.name,
+        line.name,
         line.verdict,
         f"{len(line.row.counted)} of {len(line.row.runs)}",
         number(score.mean if score else None),
@@ -98,7 +98,7 @@ def sizes_grid(analysis: Analysis) -> Grid:
         counts = line.row.values("steps")
         steps = " .. ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
         cells = [number(line.gap.mean, sign=True), f"{line.max_bytes:,}", f"{left:,}", f"{share:.1%}"]
-        rows.append([line.row.name, *cells, number(line.step_ms.mean if line.step_ms else None, 1), steps])
+        rows.append([line.name, *cells, number(line.step_ms.mean if line.step_ms else None, 1), steps])
     what = what_counts(analysis)
     under = f"bytes: {what}; decimal, of the seed with the most. step: median of a seed, mean over seeds."
     return Grid(title="Size and time", header=header, rows=rows, left=1, under=under)
@@ -118,7 +118,7 @@ def models_grid(analysis: Analysis) -> Grid:
         main = result["evals"][result["eval_main"]]
         cells = [_count(result["params"]), _count(result["params_stored"]), _count(blocks), _count(deep)]
         cells += [_count(saved), _count(saved / again if saved is not None and again else None)]
-        rows.append([line.row.name, *cells, number(main["bytes"] / main["tokens"], 3)])
+        rows.append([line.name, *cells, number(main["bytes"] / main["tokens"], 3)])
     under = (
         "stored: numbers in the artifact, without what only training uses. deep: blocks that a token passes. saved "
         "bytes: what the matrices used again would take at this artifact's bits a parameter; a further visit: its "
@@ -141,24 +141,24 @@ def seeds_grid(analysis: Analysis) -> Grid:
         for run in row.runs:
             result, state = run.result, "" if run.state in ("done", "superseded") else run.state
             if result is None:
-                rows.append([row.name, str(run.seed), state, *["-"] * 4])
+                rows.append([line.name, str(run.seed), state, *["-"] * 4])
                 continue
             cells = [number(result["val_bpb"]), number(result["pre_quant_bpb"])]
             cells += [number(result["quant_gap_bpb"], sign=True), f"{result['artifact_bytes']:,}"]
             seed = f"{run.seed}" + (" (counts no more)" if run.state == "superseded" else "")
-            rows.append([row.name, seed, f"{result['steps']:,}", *cells])
+            rows.append([line.name, seed, f"{result['steps']:,}", *cells])
         if len(row.counted) > 1 and not row.mixed:
             scores, before, gaps, size = (summarize(row.values(key)) for key in keys)
-            rows.append([row.name, "best", "", number(min(row.values("val_bpb"))), "", "", ""])
+            rows.append([line.name, "best", "", number(min(row.values("val_bpb"))), "", "", ""])
             mean = [number(scores.mean), number(before.mean), number(gaps.mean, sign=True), f"{size.mean:,.0f}"]
             spread = [number(scores.sd), number(before.sd), number(gaps.sd), f"{size.sd:,.0f}"]
-            rows += [[row.name, "mean", "", *mean], [row.name, "sd", "", *spread]]
+            rows += [[line.name, "mean", "", *mean], [line.name, "sd", "", *spread]]
     return Grid(title="Seeds", header=header, rows=rows, left=1)
 
 
 def changes_grid(analysis: Analysis) -> Grid | None:
     """What each row changes against the control; None where no row is compared."""
-    rows = [[line.row.name, change] for line in analysis.lines for change in line.changes]
+    rows = [[line.name, change] for line in analysis.lines for change in line.changes]
     return Grid(title="Changes against the control", header=["row", "change"], rows=rows, left=2) if rows else None
 
 

@@ -9,6 +9,7 @@ from golf.reports.analysis import analyse
 from golf.reports.factors import factors_of
 from golf.reports.figures import figures
 from golf.reports.load import load
+from golf.reports.page import grids_of
 from golf.rundir import illegal
 from tests.reports.helpers import sweep
 
@@ -48,3 +49,14 @@ def test_a_score_is_illegal_by_its_run_or_its_evaluator() -> None:
     entry = {"eval_main": "a", "evals": {"a": {"legal": True}, "b": {"legal": False}}}
     assert not illegal(entry | {"legal": None}) and illegal(entry | {"legal": False})
     assert illegal(entry | {"legal": True, "eval_main": "b"})
+
+
+def test_an_illegal_row_is_marked_wherever_it_is_named(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "s", {"fair": {1: 2.0}, "cheat": {1: 1.5}}, control="fair")
+    path = next(folder.glob("cheat-*")) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"legal": False}))
+    analysis = analyse(load(folder))
+    drawn = figures(analysis)
+    assert all("cheat (ILLEGAL)" in svg for caption, svg in drawn.items() if "cheat" in svg) and "cheat" in str(drawn)
+    for grid in grids_of(analysis):
+        assert all(row[0] in ("fair", "cheat (ILLEGAL)") for row in grid.rows), grid.title
