@@ -18,8 +18,8 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.table import Table
 
-from golf.auditing import audit, audit_experiment, experiments, known_bad, settle
-from golf.errors import RunError, UserError
+from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, known_bad
+from golf.errors import UserError, in_one_line
 from golf.evals.probes import FAIL, PASS, PROBES
 from golf.requantise import open_source
 
@@ -27,39 +27,32 @@ KEYS = ("run", "sweep", "experiments", "evaluator", "known_bad")
 COLOURS = {PASS: "green", FAIL: "bold red"}
 
 
+@in_one_line
 def main(arguments: list[str]) -> int:
     """Exit code 0, 1 where a probe failed, 2 and one line for bad input."""
-    try:
-        given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-        wrong = [argument for argument in arguments if argument.split("=", 1)[0] not in KEYS or "=" not in argument]
-        if not arguments or set(arguments) & {"-h", "--help"}:
-            print(__doc__)
-            return 0 if arguments else 2
-        if wrong:
-            raise UserError(f"{wrong[0]}: takes {', '.join(KEYS)}, each as key=value")
-        if "experiments" in given:
-            return over_experiments(given["experiments"])
-        if "sweep" in given:
-            return over_sweep(Path(given["sweep"]), given.get("evaluator"))
-        if "run" not in given:
-            raise UserError("run=(none): name the folder of a finished run, such as run=outputs/single/RUN")
-        if given.get("known_bad") == "true":
-            return confusion(Path(given["run"]))
-        return max(over_run(Path(folder), given.get("evaluator")) for folder in given["run"].split(","))
-    except UserError as error:
-        print(f"golf: {error}", file=sys.stderr)
-        return 2
-    except (RunError, OSError) as error:
-        print(f"golf: {error}", file=sys.stderr)
-        return 1
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    wrong = [argument for argument in arguments if argument.split("=", 1)[0] not in KEYS or "=" not in argument]
+    if not arguments or set(arguments) & {"-h", "--help"}:
+        print(__doc__)
+        return 0 if arguments else 2
+    if wrong:
+        raise UserError(f"{wrong[0]}: takes {', '.join(KEYS)}, each as key=value")
+    if "experiments" in given:
+        return over_experiments(given["experiments"])
+    if "sweep" in given:
+        return over_sweep(Path(given["sweep"]), given.get("evaluator"))
+    if "run" not in given:
+        raise UserError("run=(none): name the folder of a finished run, such as run=outputs/single/RUN")
+    if given.get("known_bad", "false") not in ("true", "false"):
+        raise UserError(f"known_bad={given['known_bad']}: true or false")
+    if given.get("known_bad") == "true":
+        return confusion(Path(given["run"]))
+    return max(over_run(Path(folder), given.get("evaluator")) for folder in given["run"].split(","))
 
 
 def over_run(folder: Path, evaluator: str | None) -> int:
     """A row for each probe."""
-    source = open_source(folder, weights=False)
-    report = audit(source, evaluator)
-    if evaluator in (None, source.run.eval.main):
-        settle(source, report)
+    report = audit_folder(folder, evaluator)
     table = Table(title=f"{folder.name}: {report['evaluator']}, {report['probed_tokens']:,} tokens probed")
     for column in ("probe", "verdict", "what was seen", "rule and source"):
         table.add_column(column)
@@ -80,10 +73,7 @@ def over_sweep(folder: Path, evaluator: str | None) -> int:
         table.add_column(column)
     failures = 0
     for run in runs:
-        source = open_source(run, weights=False)
-        report = audit(source, evaluator)
-        if evaluator in (None, source.run.eval.main):
-            settle(source, report)
+        report = audit_folder(run, evaluator)
         failed = [found["probe"] for found in report["findings"] if found["verdict"] == FAIL]
         failures += bool(failed)
         table.add_row(run.name, report["evaluator"], coloured(FAIL if failed else PASS), ", ".join(failed))
@@ -92,20 +82,18 @@ def over_sweep(folder: Path, evaluator: str | None) -> int:
 
 
 def over_experiments(names: str) -> int:
-    """A row for each experiment of conf/."""
+    """A row for each experiment of conf/, as it comes."""
     chosen = experiments() if names == "all" else names.split(",")
     if unknown := set(chosen) - set(experiments()):
         raise UserError(f"experiments={sorted(unknown)[0]}: there is none of this name in conf/experiment")
-    table = Table(title="experiments, with fresh weights on made-up text (tiny track)")
-    failures = 0
-    for index, name in enumerate(chosen):
-        legal, found = audit_experiment(name)
-        if not index:
-            for column in ("experiment", "legal", *(finding.probe for finding in found)):
-                table.add_column(column)
-        failures += legal == "NO"
-        table.add_row(name, legal, *(coloured(finding.verdict) for finding in found))
-    show(table)
+    print("experiments, with fresh weights on made-up text, windows of 64 (tiny track)")
+    wide, failures = max(map(len, chosen)), 0
+    print(f"{'':{wide}}  {'legal':14}  {'declared':13}  {'  '.join(f'{probe:13}' for probe in MADE_UP)}", flush=True)
+    for name in chosen:
+        verdicts = [found.verdict for found in audit_experiment(name)]
+        failures += (failed := FAIL in verdicts)
+        said = "NO" if failed else "as far as seen"
+        print(f"{name:{wide}}  {said:14}  {'  '.join(f'{verdict:13}' for verdict in verdicts)}", flush=True)
     return 1 if failures else 0
 
 

@@ -1,7 +1,7 @@
 """The audit of a run: the probes on its own evaluator and artifact, and what its records, its data and its file say."""
 
+import json
 import time
-from collections import Counter
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -18,8 +18,8 @@ from golf.evals.known_bad import KNOWN_BAD
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN, Case, Finding, probe, sample_text
 from golf.ledger import Ledger
 from golf.legality import broken_rules
-from golf.requantise import Source
-from golf.rundir import environment, read_json, write_json
+from golf.requantise import Source, open_source
+from golf.rundir import environment, write_json
 from golf.scoring import PASSES
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
@@ -29,8 +29,17 @@ from golf.tokens.verify import decoded_bytes, documents_of
 OVERLAP = 0.001  # of the scored documents: so many may stand in the training text by chance (empty ones, boilerplate)
 
 
+def audit_folder(folder: Path, evaluator: str | None = None) -> dict[str, Any]:
+    """Audit a finished run; what is said of the evaluator that gave the score (None) is written down."""
+    source = open_source(folder, weights=False)
+    report = audit(source, evaluator)
+    if report["evaluator"] == source.run.eval.main:
+        settle(source, report)
+    return report
+
+
 def audit(source: Source, evaluator: str | None = None) -> dict[str, Any]:
-    """All findings on a run, as audit.json has them; evaluator: null for the one that gave the score."""
+    """All findings on a run, as audit.json has them; evaluator: None for the one that gave the score."""
     started = time.perf_counter()
     name = evaluator or source.run.eval.main
     case = case_of(source, name)
@@ -78,7 +87,6 @@ def case_of(source: Source, evaluator: str) -> Case:
         stream=stream,
         counter=counter,
         bos_id=prepared.bos_id,
-        vocab_size=prepared.vocab_size,
         bytes_of=lambda tokens: decoded_bytes(prepared.tokenizer, prepared.bos_id, tokens),
         other=beside,
     )
@@ -87,10 +95,10 @@ def case_of(source: Source, evaluator: str) -> Case:
 def known_bad(source: Source) -> list[tuple[str, str, list[Finding]]]:
     """(cheat, the probe that must catch it, what all probes say) on the run's model and text."""
     found = []
-    shard = source.prepared.splits["train"].shards[0]
+    shard, lawful = source.prepared.splits["train"].shards[0], case_of(source, "plain")
     for name, bad in KNOWN_BAD.items():
         with Ledger().watching(source.prepared.files()) as ledger:
-            case = bad.make(replace(case_of(source, "plain"), ledger=ledger), shard)
+            case = bad.make(replace(lawful, ledger=ledger), shard)
             found.append((name, bad.probe, list(probe(case))))
     return found
 
@@ -170,18 +178,19 @@ def tuning(source: Source) -> Finding:
     """How often this folder's runs were scored on validation text: choosing by that is tuning on it."""
     rule = "settings are not chosen by validation scores (#1991, #2098; class 24)"
     ledger = source.folder.path.parents[1] / PASSES
-    lines = ledger.read_text().splitlines() if ledger.exists() else []
-    mine = sum(f'"sweep": "{source.folder.path.parent.name}"' in line for line in lines)
-    text = f"{mine:,} passes over validation text in this sweep, {len(lines):,} beside it; no program sees intentions"
+    passes = [json.loads(line)["sweep"] for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    mine = passes.count(source.folder.path.parent.name)
+    text = f"{mine:,} passes over validation text in this sweep, {len(passes):,} in all; no program sees intentions"
     return Finding("tuning", UNKNOWN, text, rule)
 
 
 MADE_UP = ("future", "target", "normalisation", "coverage")
+LENGTH = 64  # of a window
 
 
-def audit_experiment(name: str) -> tuple[str, list[Finding]]:
-    """(legal as far as can be told, findings) of an experiment's configuration: its evaluator on made-up text, with
-    fresh weights."""
+def audit_experiment(name: str) -> list[Finding]:
+    """On an experiment's configuration: its evaluator, in shorter windows, on made-up text, with fresh weights of its
+    model on the tiny track."""
     run = compose([f"experiment={name}", "track=tiny"])
     generator = np.random.default_rng(0)
     vocab, bos_id = run.model.vocab_size, 1
@@ -190,22 +199,14 @@ def audit_experiment(name: str) -> tuple[str, list[Finding]]:
     counter = ByteCounter(torch.ones(vocab, dtype=torch.int64), torch.ones(vocab, dtype=torch.bool),
                           torch.zeros(vocab, dtype=torch.bool))  # fmt: skip
     torch.manual_seed(0)
-    evaluator = run.eval.evaluators[run.eval.main]
+    evaluator = run.eval.evaluators[run.eval.main].shortened(LENGTH)
     model = run.model.exported().build()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.02)
     stream = sample_text(evaluator, np.concatenate(documents).astype(np.uint16), counter, bos_id)
-    case = Case(evaluator, model, stream, counter, bos_id, vocab)
-    found = [declared(run), *(PROBES[probe_name](case) for probe_name in MADE_UP)]
-    counts = Counter(finding.verdict for finding in found)
-    return ("NO" if counts[FAIL] else "as far as seen"), found
+    case = Case(evaluator, model, stream, counter, bos_id)
+    return [declared(run), *(PROBES[probe_name](case) for probe_name in MADE_UP)]
 
 
 def experiments() -> list[str]:
     return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-
-
-def audited(folder: Path) -> dict[str, Any] | None:
-    """What audit.json of a run folder says, None where there is none."""
-    found = read_json(folder / "audit.json")
-    return found if isinstance(found, dict) else None

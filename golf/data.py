@@ -20,19 +20,16 @@ from rich.console import Console
 from rich.table import Table
 
 from golf.compose import CONF, compose
-from golf.errors import UserError
+from golf.errors import UserError, in_one_line
 from golf.tokens.prepare import DataConfig, Prepared
 from golf.tokens.verify import verify_prepared
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr."""
     options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except UserError as error:
-        print(f"golf: {error}", file=sys.stderr)
-        return 2
+    options.run(options)
     return 0
 
 

@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 from rich.console import Console
 
-from golf.errors import RunError, UserError
+from golf.errors import UserError, in_one_line
 from golf.launcher.tables import console as wide_console
 from golf.reports import dashboard, grids, page
 from golf.reports.analysis import MARGIN_NATS, Agreement, Analysis, agreement, analyse
@@ -60,37 +60,31 @@ def show(analyses: list[Analysis], agreements: list[Agreement], console: Console
         grids.to_terminal(grids.agreement_grid(found), console)
 
 
+@in_one_line
 def main(line: list[str] | None = None) -> int:
     chosen = arguments(line)
-    try:
-        if not 0 <= chosen.margin < 10:
-            raise UserError(f"--margin {chosen.margin}: nats per token, from 0 up; the rule for records is 0.005")
-        sweeps = [load(folder.resolve(), chosen.control) for folder in chosen.folders]
-        analyses = [analyse(sweep, margin_nats=chosen.margin, bar=chosen.bar) for sweep in sweeps]
-        pairs = [(other, agreement(analyses[0], other)) for other in analyses[1:]]
-        agreements = [found for _, found in pairs if found is not None]
-        folder = sweeps[0].folder
-        texts = {
-            "report.md": page.to_markdown(analyses, agreements),
-            "report.csv": page.to_csv(analyses),
-            "report.html": page.to_html(analyses, agreements),
-        }
-        for name, text in texts.items():
-            write_atomic(folder / name, text)
-        show(analyses, agreements, wide_console())
-        for other, found in pairs:
-            if found is None:
-                print(f"{sweeps[0].label} and {other.sweep.label} compare no row of the same name with their controls")
-        print(f"\nwritten: {', '.join(str(folder / name) for name in texts)}")
-        if chosen.wandb:
-            project, entity = tracked_as(sweeps)
-            print("\n".join(dashboard.create(folder, [sweep.label for sweep in sweeps], [], project, entity)))
-    except UserError as error:
-        print(f"golf: {error}", file=sys.stderr)
-        return 2
-    except (RunError, OSError) as error:
-        print(f"golf: {error}", file=sys.stderr)
-        return 1
+    if not 0 <= chosen.margin < 10:
+        raise UserError(f"--margin {chosen.margin}: nats per token, from 0 up; the rule for records is 0.005")
+    sweeps = [load(folder.resolve(), chosen.control) for folder in chosen.folders]
+    analyses = [analyse(sweep, margin_nats=chosen.margin, bar=chosen.bar) for sweep in sweeps]
+    pairs = [(other, agreement(analyses[0], other)) for other in analyses[1:]]
+    agreements = [found for _, found in pairs if found is not None]
+    folder = sweeps[0].folder
+    texts = {
+        "report.md": page.to_markdown(analyses, agreements),
+        "report.csv": page.to_csv(analyses),
+        "report.html": page.to_html(analyses, agreements),
+    }
+    for name, text in texts.items():
+        write_atomic(folder / name, text)
+    show(analyses, agreements, wide_console())
+    for other, found in pairs:
+        if found is None:
+            print(f"{sweeps[0].label} and {other.sweep.label} compare no row of the same name with their controls")
+    print(f"\nwritten: {', '.join(str(folder / name) for name in texts)}")
+    if chosen.wandb:
+        project, entity = tracked_as(sweeps)
+        print("\n".join(dashboard.create(folder, [sweep.label for sweep in sweeps], [], project, entity)))
     return 0
 
 

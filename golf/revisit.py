@@ -15,7 +15,7 @@ from rich.table import Table
 from golf import result as results
 from golf.checks import check_storage
 from golf.compose import compose, compose_whole
-from golf.errors import RunError, UserError
+from golf.errors import UserError, in_one_line
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
 from golf.rundir import RunDir, illegal
@@ -38,22 +38,16 @@ class Door:
     act: Callable[..., tuple[RunDir, dict[str, Any]]]
     columns: dict[str, Callable[[dict[str, Any]], str]]
 
+    @in_one_line
     def main(self, arguments: list[str], other: Callable[[list[str]], bool] = lambda given: False) -> int:
         """Exit code 2 and one line for bad input. other: deals with arguments of another kind, if they are one."""
-        try:
-            flags = [argument for argument in arguments if argument.startswith("-")]
-            given = [argument for argument in arguments if argument not in flags]
-            if not given or set(flags) - {"-m", "--multirun"}:
-                print(self.usage)
-                return 0 if set(flags) <= {"-h", "--help"} else 2
-            if not other(given):
-                self.run_cells(given, bool(flags))
-        except UserError as error:
-            print(f"golf: {error}", file=sys.stderr)
-            return 2
-        except (RunError, OSError) as error:
-            print(f"golf: {error}", file=sys.stderr)
-            return 1
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        given = [argument for argument in arguments if argument not in flags]
+        if not given or set(flags) - {"-m", "--multirun"}:
+            print(self.usage)
+            return 0 if set(flags) <= {"-h", "--help"} else 2
+        if not other(given):
+            self.run_cells(given, bool(flags))
         return 0
 
     def run_cells(self, given: list[str], several: bool) -> None:

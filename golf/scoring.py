@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from golf.checkpoint import load_tensors, save_tensors
+from golf.checkpoint import load_tensors, pack, save_tensors, unpack
 from golf.dist import Ranks
 from golf.evals.book import Book, Score, TraceLine
 from golf.evals.evaluator import EvalConfig, Pass, Resume, quietly
@@ -102,16 +102,15 @@ class FileResume(Resume):
         if done == 0 or (dones != done).any():
             return 0.0
         going.done, going.trace = done, [TraceLine(*line) for line in meta["trace"]]
-        going.book.load({key.removeprefix("book."): v for key, v in tensors.items() if key.startswith("book.")})
-        going.scorer.load({key.removeprefix("scorer."): v for key, v in tensors.items() if key.startswith("scorer.")})
+        going.book.load(unpack(tensors, "book"))
+        going.scorer.load(unpack(tensors, "scorer"))
         return meta["seconds"]
 
     def save(self, going: Pass, seconds: float) -> None:
         (due,) = self.ranks.any_of(time.monotonic() - self.saved > SAVE_SECONDS)
         if not due or going.done == going.rounds:
             return
-        tensors = {f"book.{key}": value for key, value in going.book.state().items()}
-        tensors |= {f"scorer.{key}": value for key, value in going.scorer.state().items()}
+        tensors = pack({"book": going.book.state(), "scorer": going.scorer.state()})
         trace = [[line.tokens, line.nats, line.bytes, line.learning_loss] for line in going.trace]
         meta = {"identity": self.identity, "done": going.done, "seconds": seconds, "trace": trace}
         save_tensors(self.path, tensors, meta)

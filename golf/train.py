@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from golf import checks, plan, result, rundir
 from golf.compose import CONF, VERSION_BASE, composing, run_of
 from golf.config import Run, register_resolvers
-from golf.errors import RunError, UserError
+from golf.errors import UserError, in_one_line
 from golf.launcher import jobs
 from golf.launcher.slots import whole_machine
 
@@ -89,6 +89,7 @@ def start(run: Run) -> int:
     os.execve(command[0], command, environment)
 
 
+@in_one_line
 def main() -> int:
     """Exit code 2 and one line for bad input; the worker's own code otherwise."""
     try:
@@ -100,12 +101,6 @@ def main() -> int:
             done = composed.pop()
             run = run_of(done.config, done.choices)
         return start(run)
-    except UserError as error:
-        print(f"golf: {error}", file=sys.stderr)
-        return 2
-    except (RunError, OSError) as error:
-        print(f"golf: {error}", file=sys.stderr)
-        return error.code if isinstance(error, RunError) else 1
     except KeyboardInterrupt:
         print("golf: stopped by SIGINT before training began", file=sys.stderr)
         return 130

@@ -16,7 +16,7 @@ PRIOR_SYMBOLS, PRIOR_NUMBERS = 32, 8  # codes' and numbers' worth of belief in t
 FAST, SLOW, MANY = 1, 4, 2**16  # log2 of how many numbers before it tell a number's size; of many: matrices, not steps
 CLEAR = 6  # square of the standard errors that a column's mean must be away from 0
 NEAR, NEARER = 96, 3  # of 256: how much of a row, lately (log2 of the symbols), was as in most rows
-LEVEL, OCTAVE = 64, 4  # of a last byte: an octave has so many; what is expected before anything is seen
+LEVEL = 64  # what is expected of a last byte before anything is seen
 
 
 class Step(NamedTuple):

@@ -6,9 +6,9 @@ the whole vocabulary for each target; the book looks the targets up, so that a s
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,20 @@ class Lesson(NamedTuple):
     slot_B: np.ndarray
     goes_on_B: np.ndarray
     new_G: list[np.ndarray]
+
+    def graded(self, index: int, rounds: int, device: torch.device) -> Graded:
+        """The same as a scorer gets it, of round `index` out of `rounds`."""
+        rows_BU = tensor(self.rows_BU, device)
+        return Graded(
+            rows_BT=rows_BU[:, :-1],
+            targets_BT=rows_BU[:, 1:],
+            mask_BT=torch.from_numpy(self.mask_BT).to(device),
+            goes_on_B=torch.from_numpy(self.goes_on_B).to(device),
+            slot_B=tensor(self.slot_B, device),
+            new_G=self.new_G,
+            index=index,
+            rounds=rounds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,10 @@ class EvaluatorConfig:
         """The rounds in order, each made when it is its turn. All ranks have equally many."""
         raise NotImplementedError
 
+    def shortened(self, length: int) -> Self:
+        """The same in windows of so many tokens at most, for tries on little text."""
+        raise NotImplementedError
+
     def describe(self) -> str:
         return f"{self.chosen.describe()}; {self.notes}"
 
@@ -113,19 +131,7 @@ class EvaluatorConfig:
             scorer.observe(window, targets_BS, torch.from_numpy(position_BS != NOTHING).to(device))
         loss = None
         if index < going.rounds - 1:  # nothing comes after the last round
-            lesson = round_.learn()
-            rows_BU = tensor(lesson.rows_BU, device)
-            graded = Graded(
-                rows_BT=rows_BU[:, :-1],
-                targets_BT=rows_BU[:, 1:],
-                mask_BT=torch.from_numpy(lesson.mask_BT).to(device),
-                goes_on_B=torch.from_numpy(lesson.goes_on_B).to(device),
-                slot_B=tensor(lesson.slot_B, device),
-                new_G=lesson.new_G,
-                index=index,
-                rounds=going.rounds,
-            )
-            loss = scorer.update(graded)
+            loss = scorer.update(round_.learn().graded(index, going.rounds, device))
         nats, tokens, size = book.sums()
         going.trace.append(TraceLine(tokens, nats, size, loss))
         going.done = index + 1
@@ -220,6 +226,12 @@ class WindowsConfig(EvaluatorConfig):
         if self.chosen.documents:
             raise ValueError("scorer: learns for each document; take an evaluator of documents, such as eval=ttt_lora")
 
+    def shortened(self, length: int) -> Self:
+        """Chunks of two windows at most."""
+        length = min(length, self.length)
+        stride = self.stride and -(-self.stride * length // self.length)
+        return replace(self, length=length, stride=stride, chunk_tokens=self.chunk_tokens and 2 * length)
+
     def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
         """One for each chunk; its windows are shared out over ranks, in order."""
         size = self.chunk_tokens or len(stream)
@@ -264,7 +276,9 @@ def lesson_of(stream: np.ndarray, start: int, stop: int, length: int, ranks: Ran
 class DocumentsConfig(EvaluatorConfig):
     """Each document by itself, from its BOS: no text of another is its context. `documents` of them are under way at
     once, `chunk_tokens` of each are graded in a round, with the last `length` tokens of the document before their end
-    as inputs (the records' TTT by document, PR 1530).
+    as inputs (the records' TTT by document, PR 1530). Where the scorer learns nothing, all chunks of a document's first
+    window are one round: a causal forward of the last one holds what a cache of keys and values would have held for the
+    others, exactly. Where it does learn, every chunk meets other weights, and there is nothing exact to keep.
 
     order: stream, or longest first (so that documents beside one another are alike in length; an order that is fixed
     before anything is graded).
@@ -285,26 +299,34 @@ class DocumentsConfig(EvaluatorConfig):
         if self.chunk_tokens > self.length:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is more than a window; at most length={self.length}")
 
+    def shortened(self, length: int) -> Self:
+        """Chunks in the same proportion."""
+        length = min(length, self.length)
+        return replace(self, length=length, chunk_tokens=-(-self.chunk_tokens * length // self.length))
+
     def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
         """For each batch of documents one for each of the longest one's chunks; documents are shared out over ranks."""
         starts = np.union1d([0], np.flatnonzero(stream == bos_id))
         starts = starts[starts < len(stream) - 1]
         stops = np.append(starts[1:], len(stream) - 1)  # the last target: the next document's BOS
         chosen = np.argsort(starts - stops, kind="stable") if self.order == "longest" else np.arange(len(starts))
+        once = self.chunk_tokens if self.chosen.learns else self.length - self.length % self.chunk_tokens
         made: list[Callable[[], Round]] = []
         for first in range(0, len(chosen), self.documents):
             batch = chosen[first : first + self.documents]
             own = batch[ranks.rank :: ranks.world]
             longest = int((stops - starts)[batch].max())
-            for done in range(0, longest, self.chunk_tokens):
+            ends = range(once + self.chunk_tokens, longest + self.chunk_tokens, self.chunk_tokens)
+            for done, end in pairwise([0, min(once, longest), *ends]):
                 made.append(
-                    lambda own=own, done=done: self._round(stream, starts[own], stops[own], done)  # type: ignore[misc]
+                    lambda own=own, done=done, end=end: self._round(  # type: ignore[misc]
+                        stream, starts[own], stops[own], done, end
+                    )
                 )
         return made
 
-    def _round(self, stream: np.ndarray, start_G: np.ndarray, stop_G: np.ndarray, done: int) -> Round:
-        """Targets done+1 .. done+chunk of each document that is so long."""
-        end = done + self.chunk_tokens
+    def _round(self, stream: np.ndarray, start_G: np.ndarray, stop_G: np.ndarray, done: int, end: int) -> Round:
+        """Targets done+1 .. end of each document that is so long."""
         here = np.flatnonzero(stop_G - start_G > done)
         back = max(0, end - self.length)
         position_GU = start_G[here, None] + np.arange(back, end + 1)

@@ -5,7 +5,7 @@ They are here so that the audit can be audited (`python golf/audit.py run=FOLDER
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from golf.dist import Ranks
 from golf.evals.book import Book, Score
-from golf.evals.evaluator import Note, Pass, Resume, Round, WindowsConfig, lesson_of, quietly, tensor
+from golf.evals.evaluator import Note, Pass, Resume, Round, WindowsConfig, lesson_of, quietly
 from golf.evals.learning import SGDLearnerConfig, lesson_loss
 from golf.evals.probes import Case
 from golf.evals.scorers import Around, FixedConfig, Graded, Scorer, ScorerConfig, TemperatureConfig, Window
@@ -201,15 +201,7 @@ class UpdateFirstConfig(WindowsConfig):
     legal: ClassVar[bool] = False
 
     def grade(self, going: Pass, round_: Round, index: int) -> None:
-        lesson = round_.learn()
-        rows_BU = tensor(lesson.rows_BU, going.book.ranks.device)
-        mask = torch.from_numpy(lesson.mask_BT)
-        going.scorer.update(
-            Graded(
-                rows_BU[:, :-1], rows_BU[:, 1:], mask, mask[:, 0], torch.zeros(len(mask), dtype=torch.int64),
-                lesson.new_G, 0, 1000,
-            )
-        )  # fmt: skip
+        going.scorer.update(round_.learn().graded(0, 1000, going.book.ranks.device))
         WindowsConfig.grade(self, going, round_, going.rounds)
 
 
@@ -270,10 +262,7 @@ class Held(ScorerConfig):
 def everything(book: Book, length: int) -> Graded:
     """All the text of a book as if it had been graded."""
     lesson = lesson_of(book.stream, 0, len(book.stream) - 1, length, book.ranks)
-    rows_BU = tensor(lesson.rows_BU, book.ranks.device)
-    mask = torch.from_numpy(lesson.mask_BT)
-    slots = torch.zeros(len(mask), dtype=torch.int64)
-    return Graded(rows_BU[:, :-1], rows_BU[:, 1:], mask, slots == 0, slots, lesson.new_G, 0, 1000)
+    return lesson.graded(0, 1000, book.ranks.device)
 
 
 def doubled_space(counter: ByteCounter) -> ByteCounter:
@@ -287,17 +276,21 @@ class Bad:
 
     probe: str
     make: Callable[[Case, Path | None], Case]
-    text: str = field(default="")
+
+
+def _with(
+    kind: type[WindowsConfig] = WindowsConfig, fields: Callable[[Case, Path | None], dict[str, Any]] = lambda *_: {}
+) -> Callable[[Case, Path | None], Case]:
+    """The case with windows of this kind, and with these of their fields."""
+    return lambda case, shard: replace(case, evaluator=windows(case, kind, **fields(case, shard)))
 
 
 def _scorer(cheat: Callable[[LM, Window], Tensor]) -> Callable[[Case, Path | None], Case]:
-    return lambda case, shard: _with(case, windows(case, scorer=CheatConfig(cheat=cheat)))
+    return _with(fields=lambda *_: {"scorer": CheatConfig(cheat=cheat)})
 
 
-def _with(case: Case, evaluator: Any, **fields: Any) -> Case:
-    """The case with another evaluator, nothing traced yet."""
-    names = ("model", "stream", "counter", "bos_id", "vocab_size", "bytes_of", "other", "ranks", "ledger", "seed")
-    return Case(**({name: getattr(case, name) for name in names} | {"evaluator": evaluator} | fields))
+def _learner(kind: type[WindowsConfig]) -> Callable[[Case, Path | None], Case]:
+    return _with(kind, lambda *_: {"scorer": _learning()})
 
 
 def windows(case: Case, kind: type[WindowsConfig] = WindowsConfig, **fields: Any) -> WindowsConfig:
@@ -319,29 +312,25 @@ def _learning() -> SGDScorerConfig:
 KNOWN_BAD: dict[str, Bad] = {
     "slot": Bad("future", _scorer(slot)),
     "inner_ttt": Bad("future", _scorer(inner_ttt)),
-    "train_then_score": Bad(
-        "future", lambda case, shard: _with(case, windows(case, TrainFirstConfig, scorer=_learning()))
-    ),
-    "update_before_score": Bad(
-        "future", lambda case, shard: _with(case, windows(case, UpdateFirstConfig, scorer=_learning()))
-    ),
-    "calibrated_on_the_text": Bad("future", lambda case, shard: _with(case, windows(case, CalibratedConfig))),
+    "train_then_score": Bad("future", _learner(TrainFirstConfig)),
+    "update_before_score": Bad("future", _learner(UpdateFirstConfig)),
+    "calibrated_on_the_text": Bad("future", _with(CalibratedConfig)),
     "oracle_selection": Bad("target", _scorer(oracle_selection)),
     "gold_gated_cache": Bad("target", _scorer(gold_gated_cache)),
     "target_gate": Bad("target", _scorer(target_gate)),
     "hindsight_maximum": Bad("normalisation", _scorer(hindsight_maximum)),
     "hashed_cache": Bad("normalisation", _scorer(hashed_cache)),
     "byte_spread": Bad("normalisation", _scorer(byte_spread)),
-    "two_pass": Bad("coverage", lambda case, shard: _with(case, windows(case, TwoPassConfig, scorer=_learning()))),
-    "subset": Bad("coverage", lambda case, shard: _with(case, windows(case, SubsetConfig, every=2))),
-    "backwards": Bad("coverage", lambda case, shard: _with(case, windows(case, BackwardsConfig))),
+    "two_pass": Bad("coverage", _learner(TwoPassConfig)),
+    "subset": Bad("coverage", _with(SubsetConfig, lambda *_: {"every": 2})),
+    "backwards": Bad("coverage", _with(BackwardsConfig)),
     "doubled_space": Bad(
-        "bytes", lambda case, shard: _with(case, windows(case), counter=doubled_space(case.counter))
+        "bytes", lambda case, shard: replace(_with()(case, shard), counter=doubled_space(case.counter))
     ),
     "training_text_at_evaluation": Bad(
-        "files", lambda case, shard: _with(case, windows(case, scorer=PeekingConfig(shard=shard)))
+        "files", _with(fields=lambda case, shard: {"scorer": PeekingConfig(shard=shard)})
     ),
     "paid_prefix": Bad(
-        "memory", lambda case, shard: _with(case, windows(case, scorer=PaidPrefixConfig(text=case.stream, context=4)))
+        "memory", _with(fields=lambda case, shard: {"scorer": PaidPrefixConfig(text=case.stream, context=4)})
     ),
-}  # fmt: skip
+}

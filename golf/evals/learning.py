@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from golf.dist import Ranks
 from golf.fields import between, positive
 from golf.models.lm import LM
+from golf.optim.sam import AscentConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,11 +71,11 @@ def most_of(count: int, ranks: Ranks) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step on `weights`, those of `model` that train. sam_radius: sharpness-aware (arXiv 2010.01412): the
-    gradient is taken where a step of so much along it leads; None: where the weights are."""
+    """One optimizer step on `weights`, those of `model` that train. sam_radius: sharpness-aware (rho of AscentConfig);
+    None: the gradient is taken where the weights are."""
 
     model: LM
-    weights: Sequence[Tensor]
+    weights: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
     clip_norm: float
     sam_radius: float | None
@@ -82,32 +83,27 @@ class Step:
 
     def __call__(self, rows_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor) -> float:
         """Returns the mean loss of the rows over all ranks, before the step. A rank may have no rows."""
-        count = self.ranks.sum_(mask_BT.sum().double()).item()
-        loss = self._gradients(rows_BT, targets_BT, mask_BT, count)
-        if self.sam_radius is not None:
-            norm = torch.linalg.vector_norm(torch.stack([w.grad.norm() for w in self.weights if w.grad is not None]))
-            moves = [torch.zeros_like(w) if w.grad is None else w.grad * (self.sam_radius / (norm + 1e-12))
-                     for w in self.weights]  # fmt: skip
-            with torch.no_grad():
-                torch._foreach_add_(list(self.weights), moves)
-            self._gradients(rows_BT, targets_BT, mask_BT, count)
-            with torch.no_grad():
-                torch._foreach_sub_(list(self.weights), moves)
-        torch.nn.utils.clip_grad_norm_(self.weights, self.clip_norm)
-        self.optimizer.step()
-        return loss
+        count = max(1.0, self.ranks.sum_(mask_BT.sum().double()).item())
 
-    def _gradients(self, rows_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, count: float) -> float:
-        """Of the mean loss over all ranks' tokens."""
-        self.optimizer.zero_grad()
-        with torch.enable_grad():
-            total = lesson_loss(self.model, rows_BT, targets_BT, mask_BT)
-            (total / max(1.0, count)).backward()
-        if self.ranks.world > 1:
-            for w in self.weights:
-                w.grad = torch.zeros_like(w) if w.grad is None else w.grad
-                self.ranks.sum_(w.grad)
-        return self.ranks.sum_(total.detach().double()).item() / max(1.0, count)
+        def evaluate() -> Tensor:
+            """Fills the gradients, whose mean over ranks is that of the mean loss over all ranks' tokens."""
+            self.optimizer.zero_grad()
+            with torch.enable_grad():
+                total = lesson_loss(self.model, rows_BT, targets_BT, mask_BT)
+                (total * (self.ranks.world / count)).backward()
+            if self.ranks.world > 1:  # a rank without rows has none
+                for w in self.weights:
+                    w.grad = torch.zeros_like(w) if w.grad is None else w.grad
+            return total.detach().double()
+
+        if self.sam_radius is None:
+            total = evaluate()
+        else:
+            total = AscentConfig(rho=self.sam_radius).differentiate(evaluate, list(self.weights), self.ranks)
+        self.ranks.average_([w.grad for w in self.weights if w.grad is not None])
+        nn.utils.clip_grad_norm_(self.weights, self.clip_norm)
+        self.optimizer.step()
+        return self.ranks.sum_(total).item() / count
 
 
 def one_epoch(

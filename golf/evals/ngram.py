@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
-from golf.evals.scorers import Around, Graded, Scorer, ScorerConfig, Window, under
+from golf.evals.scorers import Around, Graded, Scorer, ScorerConfig, Window
 from golf.fields import between, positive
 from golf.models.lm import LM
 
@@ -145,15 +146,20 @@ class NGram(Around):
         return loss
 
     def state(self) -> dict[str, Tensor]:
-        found = {f"tail.{slot}": torch.from_numpy(tail.copy()) for slot, tail in enumerate(self.tail_G)}
-        for n, table in self.tables.items():
-            keys, counts = merged(*table.parts)
-            found |= {f"keys.{n}": torch.from_numpy(keys), f"counts.{n}": torch.from_numpy(counts)}
-        return super().state() | found
+        tails = {str(slot): tail.copy() for slot, tail in enumerate(self.tail_G)}
+        tables = {n: merged(*table.parts) for n, table in self.tables.items()}
+        found = {
+            "tail": tails,
+            "keys": {str(n): keys for n, (keys, _) in tables.items()},
+            "counts": {str(n): counts for n, (_, counts) in tables.items()},
+        }
+        own = {part: {name: torch.from_numpy(v) for name, v in values.items()} for part, values in found.items()}
+        return super().state() | pack(own)
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
-        self.tail_G = [tail.numpy() for tail in under("tail.", state).values()]
+        self.tail_G = [tail.numpy() for tail in unpack(state, "tail").values()]
         empty = np.empty(0, dtype=np.int64)
+        keys, counts = unpack(state, "keys"), unpack(state, "counts")
         for n, table in self.tables.items():
-            table.parts = [(state[f"keys.{n}"].numpy(), state[f"counts.{n}"].numpy()), (empty, empty)]
+            table.parts = [(keys[str(n)].numpy(), counts[str(n)].numpy()), (empty, empty)]

@@ -78,7 +78,6 @@ class Case:
     stream: np.ndarray
     counter: ByteCounter
     bos_id: int
-    vocab_size: int
     bytes_of: Callable[[np.ndarray], int] | None = None
     other: np.ndarray | None = None
     ranks: Ranks = ALONE

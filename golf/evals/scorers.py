@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.fields import between, positive
 from golf.models.lm import LM
@@ -77,6 +78,11 @@ class ScorerConfig:
     notes: ClassVar[str] = ""
     documents: ClassVar[bool] = False
 
+    @property
+    def learns(self) -> bool:
+        """Whether what was graded changes what comes after, so that each chunk has to be graded by itself."""
+        return True
+
     def open(self, model: LM, ranks: Ranks) -> Scorer:
         """A scorer at the start of a stream; the model is left as it is."""
         raise NotImplementedError
@@ -90,6 +96,10 @@ class FixedConfig(ScorerConfig):
     """The model as it is."""
 
     notes: ClassVar[str] = "fixed weights"
+
+    @property
+    def learns(self) -> bool:
+        return False
 
     def open(self, model: LM, ranks: Ranks) -> "Fixed":
         return Fixed(model)
@@ -116,6 +126,10 @@ class TemperatureConfig(ScorerConfig):
     def open(self, model: LM, ranks: Ranks) -> "Temperature":
         return Temperature(self, self.scorer.open(model, ranks))
 
+    @property
+    def learns(self) -> bool:
+        return self.scorer.learns
+
     def describe(self) -> str:
         return f"temperature {self.temperature:g} on {self.scorer.describe()}"
 
@@ -139,15 +153,10 @@ class Around(Scorer):
         return self.inner.update(graded)
 
     def state(self) -> dict[str, Tensor]:
-        return {f"inner.{key}": value for key, value in self.inner.state().items()}
+        return pack({"inner": self.inner.state()})
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.inner.load(under("inner.", state))
-
-
-def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries whose names begin with a prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        self.inner.load(unpack(state, "inner"))
 
 
 class Temperature(Around):
@@ -214,10 +223,10 @@ class Mixture(Scorer):
         return next((loss for loss in losses if loss is not None), None)
 
     def state(self) -> dict[str, Tensor]:
-        inner = {f"{name}.{key}": v for name, scorer in self.scorers.items() for key, v in scorer.state().items()}
+        inner = pack({f"scorer.{name}": scorer.state() for name, scorer in self.scorers.items()})
         return {"log_weight_K": self.log_weight_K, **inner}
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.log_weight_K = state["log_weight_K"]
         for name, scorer in self.scorers.items():
-            scorer.load(under(f"{name}.", state))
+            scorer.load(unpack(state, f"scorer.{name}"))

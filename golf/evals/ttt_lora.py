@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
 from golf.evals.evaluator import lesson_of
 from golf.evals.learning import LearnerConfig, Step, cosine, most_of, one_epoch, rate_of
-from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window, under
+from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window
 from golf.fields import between, positive
 from golf.models.lm import LM
 
@@ -124,12 +125,12 @@ class LoRAScorer(Scorer):
 
     def state(self) -> dict[str, Tensor]:
         """Between documents: what is kept of A, and the random numbers."""
-        kept = {f"a.{name}": a.detach() for name, a in self.a.items()} if self.config.keep_a else {}
-        return {"generator": self.generator.get_state(), **kept}
+        kept = {name: a.detach() for name, a in self.a.items()} if self.config.keep_a else {}
+        return {"generator": self.generator.get_state(), **pack({"a": kept})}
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["generator"])
-        self.a = {name: a.to(self.ranks.device) for name, a in under("a.", state).items()}
+        self.a = {name: a.to(self.ranks.device) for name, a in unpack(state, "a").items()}
 
     def update(self, graded: Graded) -> float | None:
         """A step for each document on the mean of what was graded of it; there is nothing to share between ranks."""
@@ -205,20 +206,20 @@ class Phased(Scorer):
         return self.adapters.update(graded)
 
     def state(self) -> dict[str, Tensor]:
-        texts = {f"text.{i}": torch.from_numpy(np.concatenate(t).astype(np.int64)) for i, t in enumerate(self.texts)}
-        weights = {f"weight.{name}": w.detach() for name, w in self.model.named_parameters()}
+        texts = {str(i): torch.from_numpy(np.concatenate(t).astype(np.int64)) for i, t in enumerate(self.texts)}
+        weights = {name: w.detach() for name, w in self.model.named_parameters()}
         passed = torch.tensor([self.seen, len(self.ahead)])
-        adapters = {f"adapters.{key}": value for key, value in self.adapters.state().items()}
-        return {"passed": passed, **texts, **weights, **adapters}
+        return {"passed": passed, **pack({"text": texts, "weight": weights, "adapters": self.adapters.state()})}
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.seen, ahead = state["passed"].tolist()
         self.ahead = self.ahead[len(self.ahead) - ahead :]
-        self.texts = [[state[f"text.{i}"].numpy()] for i in range(len(under("text.", state)))]
+        texts, weights = unpack(state, "text"), unpack(state, "weight")
+        self.texts = [[texts[str(i)].numpy()] for i in range(len(texts))]
         with torch.no_grad():
             for name, w in self.model.named_parameters():
-                w.copy_(state[f"weight.{name}"])
-        self.adapters.load(under("adapters.", state))
+                w.copy_(weights[name])
+        self.adapters.load(unpack(state, "adapters"))
 
     def _phase(self) -> None:
         """One pass over the graded documents of this rank; gradients are those of all ranks' rows."""

@@ -6,8 +6,9 @@ from fnmatch import fnmatch
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
 from golf.evals.learning import LearnerConfig, Step, cosine, one_epoch, rate_of
@@ -69,7 +70,6 @@ class SGDScorer(Scorer):
         ]
         self.optimizer = config.learner.build(groups)
         self.mean = None if config.ema is None else {n: w.detach().clone() for n, w in self.weights.items()}
-        self.trained = 0
 
     def log_probs(self, window: Window) -> Tensor:
         if self.mean is None:
@@ -101,24 +101,21 @@ class SGDScorer(Scorer):
 
     def state(self) -> dict[str, Tensor]:
         moments = {
-            f"moment.{name}.{key}": value
+            f"moment.{name}": {k: v for k, v in self.optimizer.state.get(w, {}).items() if isinstance(v, Tensor)}
             for name, w in self.weights.items()
-            for key, value in self.optimizer.state.get(w, {}).items()
-            if isinstance(value, Tensor)
         }
-        weights = {f"weight.{name}": w.detach() for name, w in self.weights.items()}
-        return weights | moments | {f"mean.{name}": w for name, w in (self.mean or {}).items()}
+        weights = {name: w.detach() for name, w in self.weights.items()}
+        return pack({"weight": weights, "mean": self.mean or {}, **moments})
 
     def load(self, state: dict[str, Tensor]) -> None:
+        weights, means = unpack(state, "weight"), unpack(state, "mean")
         with torch.no_grad():
             for name, w in self.weights.items():
-                w.copy_(state[f"weight.{name}"])
-                prefix = f"moment.{name}."
-                kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                if kept:
-                    self.optimizer.state[w] = kept
+                w.copy_(weights[name])
+                if moments := unpack(state, f"moment.{name}"):
+                    self.optimizer.state[w] = moments
             for name, mean in (self.mean or {}).items():
-                mean.copy_(state[f"mean.{name}"])
+                mean.copy_(means[name])
 
 
 class _LogProbs(torch.nn.Module):
@@ -132,7 +129,7 @@ class _LogProbs(torch.nn.Module):
         return self.model.log_probs(ids_BT, scored)
 
 
-def trained_weights(model: LM, config: SGDScorerConfig) -> dict[str, Tensor]:
+def trained_weights(model: LM, config: SGDScorerConfig) -> dict[str, nn.Parameter]:
     """By name, what is not frozen; set to train. Raises UserError where a pattern fits nothing, or nothing is left."""
     frozen_layers = layer_set(config.freeze_layers, model.stack.stored_depth(), "scorer.freeze_layers")
     names = dict(model.named_parameters())
@@ -144,9 +141,11 @@ def trained_weights(model: LM, config: SGDScorerConfig) -> dict[str, Tensor]:
                 f"scorer.freeze.{key}={pattern}: fits no parameter; there are {', '.join(list(names)[:4])} ..."
             )
         frozen |= found
-    weights = {name: w.requires_grad_(True) for name, w in names.items() if name not in frozen}
+    weights = {name: w for name, w in names.items() if name not in frozen}
     if not weights:
         raise UserError("scorer.freeze: nothing is left to train; freeze less, or take eval=sliding")
+    for w in weights.values():
+        w.requires_grad_(True)
     return weights
 
 

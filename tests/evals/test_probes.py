@@ -43,7 +43,6 @@ def lawful(toy_folder: Path) -> tuple[Callable[[EvaluatorConfig], Case], Prepare
             stream=np.asarray(stream),
             counter=ByteCounter.from_tokenizer(prepared.tokenizer),
             bos_id=prepared.bos_id,
-            vocab_size=prepared.vocab_size,
             bytes_of=lambda tokens: decoded_bytes(prepared.tokenizer, prepared.bos_id, tokens),
             other=np.asarray(other),
         )

@@ -160,6 +160,42 @@ def test_documents_are_scored_as_if_alone(model: LM, stream: np.ndarray) -> None
                 assert found[target - 1] == pytest.approx(-logp[int(stream[target])].item(), abs=1e-4)
 
 
+class Learning(FixedConfig):
+    """The model as it is, that says it learns."""
+
+    @property
+    def learns(self) -> bool:
+        return True
+
+
+def test_without_learning_a_documents_first_window_is_one_forward(model: LM, stream: np.ndarray) -> None:
+    """The scores are those of chunk after chunk, for a fraction of the inputs."""
+    inputs = []
+
+    def counted(ids_BT: Tensor, scored: int) -> Tensor:
+        inputs.append(ids_BT.numel())
+        return model.log_probs(ids_BT, scored)
+
+    found, spent = [], []
+    for scorer in (FixedConfig(), Learning()):
+        found.append(nll_of(documents(length=32, scorer=scorer), Model(counted), stream))
+        spent.append(sum(inputs))
+        inputs.clear()
+    assert np.abs(found[0] - found[1]).max() < 1e-5
+    assert spent[0] < 0.7 * spent[1]
+
+
+@pytest.mark.parametrize("config", [windows_of(512, 16, chunk_tokens=8192), windows_of(24, 5), documents(length=512)])
+def test_shortened_windows_keep_their_proportions(config: Any) -> None:
+    short = config.shortened(64)
+    assert short.length == min(64, config.length) and short.chosen == config.chosen
+    if isinstance(config, DocumentsConfig):
+        assert short.chunk_tokens == config.chunk_tokens * short.length / config.length
+    else:
+        assert short.stride == config.stride * short.length / config.length
+        assert short.chunk_tokens == (config.chunk_tokens and 128)
+
+
 def test_sgd_is_the_loop_that_it_says(model: LM, stream: np.ndarray) -> None:
     """Chunk by chunk with plain torch: score, then two epochs in steps of two rows, cosine over the chunks but one."""
     import copy
