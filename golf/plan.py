@@ -16,7 +16,7 @@ from golf.models.lm import LM
 from golf.roles import roles_of
 from golf.tokens.prepare import Prepared
 
-MULTIPLIED = ("matrix", "head", "gate", "adapter")  # roles of what activations are multiplied with
+MULTIPLIED = ("matrix", "factor", "head", "gate", "adapter")  # roles of what activations are multiplied with
 MARKS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # where the schedule is shown, in parts of the run
 BARS = " ▁▂▃▄▅▆▇█"
 

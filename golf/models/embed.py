@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from golf.fields import between, one_of, positive
 from golf.models.init import power_law_spectrum_
 from golf.models.norms import norm
-from golf.models.slots import EmbedConfig, FeatureConfig, FeatureModule, Frame, named_parts
+from golf.models.slots import EmbedConfig, FeatureConfig, FeatureModule, Frame, Places, named_parts
 
 TABLE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,7 +39,7 @@ class TableEmbedConfig(EmbedConfig):
 
 
 class TableEmbed(nn.Module):
-    """ids_BT -> x_BND: table, features before the norm, norm, features after it; those with extra positions last."""
+    """ids_BT -> x_BND: table, features before the norm, norm, features after it; those that add positions last."""
 
     roles = {"table_VD": "embedding"}
 
@@ -48,7 +48,6 @@ class TableEmbed(nn.Module):
         table_VD = torch.empty(frame.vocab_size, frame.dim).normal_(std=config.init_std)
         self.table_VD = nn.Parameter(power_law_spectrum_(table_VD, config.spectrum).to(TABLE_TYPES[config.dtype]))
         self.features = named_parts("model.embed.features", config.features, lambda part: part.build(frame))
-        self.extra: int = sum(part.extra for part in self.parts())
 
     def forward(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         x_BTD = F.embedding(ids_BT, self.table_VD).to(dtype)
@@ -62,5 +61,12 @@ class TableEmbed(nn.Module):
         return x_BTD
 
     def parts(self) -> list[FeatureModule]:
-        """The features in their order, those with extra positions last."""
-        return sorted(cast(list[FeatureModule], list(self.features.values())), key=lambda part: part.extra > 0)
+        """The features in their order, those that add positions last."""
+        return sorted(cast(list[FeatureModule], list(self.features.values())), key=lambda part: part.adds)
+
+    def places(self, length: int) -> Places:
+        """Where a text of so many tokens stands among the positions."""
+        found = Places.shifted(length)
+        for part in self.parts():
+            found = found.within(part.places(found.count))
+        return found

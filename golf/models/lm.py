@@ -26,6 +26,7 @@ from golf.models.slots import (
     ResidualConfig,
     StackConfig,
     named_parts,
+    take,
 )
 from golf.roles import roles_of
 
@@ -77,11 +78,11 @@ class _NoFill(TorchFunctionMode):
 class Block(nn.Module):
     """One layer: what mixes tokens, what mixes channels, and how both add back."""
 
-    def __init__(self, config: LMConfig, frame: Frame):
+    def __init__(self, config: LMConfig, frame: Frame, layer: int):
         super().__init__()
-        self.mixer = config.mixer.build(frame)
-        self.mlp = config.mlp.build(frame)
-        self.residual = config.residual.build(frame)
+        self.mixer = config.mixer.build(frame.at(layer, "mixer"))
+        self.mlp = config.mlp.build(frame.at(layer, "mlp"))
+        self.residual = config.residual.build(frame.at(layer))
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return self.residual(x_BTD, context, self.mixer, self.mlp)
@@ -97,7 +98,7 @@ class LM(nn.Module):
         super().__init__()
         frame = Frame(config.vocab_size, config.dim, config.layers, config.linear)
         self.embed = config.embed.build(frame)
-        self.stack = config.stack.build(frame, lambda layer: Block(config, frame.at(layer)), config.residual)
+        self.stack = config.stack.build(frame, lambda layer: Block(config, frame, layer), config.residual)
         self.head = config.head.build(frame)
         if NLL in config.auxiliary:
             raise UserError(f"model.auxiliary.{NLL}: the head's own loss has this name; choose another")
@@ -119,17 +120,26 @@ class LM(nn.Module):
         """What the model would hold in addition if nothing were used twice."""
         return self.stack.repeated_params() + sum(getattr(module, "borrowed", 0) for module in self.modules())
 
-    def hidden(self, ids_BT: Tensor, stage: int | None = None) -> Tensor:
-        """ids_BT -> x_BTD, normed, ready for the head."""
-        x_BND = self.embed(ids_BT, self.compute_dtype)
-        context = Context(ids_BT, x_BND, self.embed.extra, self.attend, self.shared, stage)
-        return norm(self.stack(x_BND, context)[:, self.embed.extra :])
+    def hidden(self, ids_BT: Tensor, stage: int | None = None, losses: dict[str, Tensor] | None = None) -> Tensor:
+        """ids_BT -> x_BTD, normed, ready for the head. losses: where parts put further losses of their own."""
+        x_BND, places = self.embed(ids_BT, self.compute_dtype), self.embed.places(ids_BT.shape[1])
+        context = Context(ids_BT, x_BND, places, self.attend, self.shared, stage, read=self._read)
+        x_BND = self.stack(x_BND, context)
+        if losses is not None:
+            losses |= context.losses
+        return norm(take(x_BND, places.reads))
+
+    def _read(self, x_BND: Tensor) -> Tensor:
+        """Log-probabilities from all positions."""
+        logp_BNV: Tensor = self.head.log_probs(norm(x_BND), self.embed.table_VD)
+        return logp_BNV
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, stage: int | None = None) -> dict[str, Tensor]:
         """Named losses, each a scalar in fp32, that add up to what is trained; `nll` is the mean nats per token."""
-        x_BTD = self.hidden(ids_BT, stage)
+        further: dict[str, Tensor] = {}
+        x_BTD = self.hidden(ids_BT, stage, further)
         losses = self.head.losses(x_BTD, targets_BT, self.embed.table_VD, self.loss)
-        return losses | {name: part(x_BTD, targets_BT) for name, part in self.auxiliary.items()}
+        return losses | further | {name: part(x_BTD, targets_BT) for name, part in self.auxiliary.items()}
 
     def log_probs(self, ids_BT: Tensor, last: int | None = None) -> Tensor:
         """Log-probabilities over the whole vocabulary for the token after each position: fp32, (B, T or last, V)."""

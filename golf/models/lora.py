@@ -35,9 +35,7 @@ class SharedLoRAConfig(LinearConfig):
             return self.dense.build(frame, inputs, outputs, residual=residual, gain=gain)
         if self.blocks > frame.layers:
             raise UserError(f"model.linear.blocks={self.blocks} is more than model.layers={frame.layers}; lower it")
-        kind = (inputs, outputs, residual, gain)
-        number = frame.memo[(kind, frame.layer)] = frame.memo.get((kind, frame.layer), -1) + 1
-        key = ("shared matrix", frame.layer * self.blocks // frame.layers, kind, number)
+        key = ("shared matrix", frame.layer * self.blocks // frame.layers, frame.kind)
         owner = key not in frame.memo
         if owner:
             frame.memo[key] = self.dense.build(frame, inputs, outputs, residual=residual, gain=gain)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.fields import between, positive
-from golf.models.slots import FeatureConfig, FeatureModule, Frame
+from golf.models.slots import FeatureConfig, FeatureModule, Frame, Places
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,11 +28,14 @@ class RegistersConfig(FeatureConfig):
 class Registers(FeatureModule):
     roles = {"vectors_nD": "scalar"}
     after_norm = True
+    adds = True
 
     def __init__(self, config: RegistersConfig, dim: int):
         super().__init__()
-        self.extra = config.count
         self.vectors_nD = nn.Parameter(torch.empty(config.count, dim).normal_(std=config.init_std))
+
+    def places(self, length: int) -> Places:
+        return Places.shifted(length, by=len(self.vectors_nD))
 
     def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
         return torch.cat((self.vectors_nD.to(x_BTD.dtype).expand(len(x_BTD), -1, -1), x_BTD), dim=1)

@@ -32,13 +32,16 @@ class RopeConfig:
 
     def tables(self, context: Context, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos_N1J and sin_N1J for all positions of this pass, in the type of `like`, made once a pass."""
-        base, tokens = self.base, context.ids_BT.shape[1]
+        base, tokens = self.base, len(context.places.tokens)
         if self.reference_length is not None and tokens > self.reference_length and channels > 2:
             base *= (tokens / self.reference_length) ** (channels / (channels - 2))
-        length = context.extra + tokens
-        return context.once(
-            ("rotary", channels, base), lambda: rotary_tables(length, channels, base, like.dtype, like.device)
-        )
+        stop = context.start + context.x0_BND.shape[1]
+
+        def make() -> tuple[Tensor, Tensor]:
+            cos_N1J, sin_N1J = rotary_tables(stop, channels, base, like.dtype, like.device)
+            return cos_N1J[context.start :], sin_N1J[context.start :]
+
+        return context.once(("rotary", channels, base), make)
 
 
 # An operator: left open to torch.compile, the sines would be taken anew at each element that is turned.

@@ -1,16 +1,17 @@
 """The slots of a model: one narrow interface each, so that an idea is one file and one YAML.
 
-Legend for golf/models: B batch rows, T tokens, N positions (extra tokens in front, then T), D model width, H query
-heads, K key/value heads, C channels of a head, M hidden width of an MLP, V vocabulary, I and O the input and output
-width of a matrix, R the rank of a pair of factors. Where no part adds tokens N is T, and blocks are written with T.
+Legend for golf/models: B batch rows, T tokens, N positions (T and what parts of the embedding add), D model width, H
+query heads, K key/value heads, C channels of a head, M hidden width of an MLP, V vocabulary, I and O the input and
+output width of a matrix, R the rank of a pair of factors. Where no part adds tokens N is T, and blocks are written
+with T.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from golf.errors import UserError
 
@@ -26,7 +27,8 @@ class Attend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a part may know while it is built. layer: the block that it belongs to (None outside of blocks).
+    """What a part may know while it is built. layer: the block that it belongs to (None outside of blocks); part: of
+    the block, mixer or mlp; kind: what tells a matrix from others of its layer, the same in every layer that has it.
 
     shared: modules that the model owns once and parts reach through Context.shared; memo: whatever builders of several
     layers must agree on. Both are the same objects for all layers of one model.
@@ -37,19 +39,24 @@ class Frame:
     layers: int
     linear: "LinearConfig"
     layer: int | None = None
+    part: str = ""
+    kind: str = ""
     shared: dict[str, nn.Module] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
 
-    def at(self, layer: int) -> "Frame":
-        return replace(self, layer=layer)
+    def at(self, layer: int, part: str = "") -> "Frame":
+        return replace(self, layer=layer, part=part)
 
     def at_model(self) -> "Frame":
         """The frame of what belongs to no layer."""
-        return replace(self, layer=None)
+        return replace(self, layer=None, part="")
 
     def matrix(self, inputs: int, outputs: int, *, residual: bool = False, gain: float = 1.0) -> nn.Module:
         """A module x_..I -> y_..O from the `linear` slot. residual: it writes to the residual stream."""
-        return self.linear.build(self, inputs, outputs, residual=residual, gain=gain)
+        kind = f"{self.part} {outputs}x{inputs}{' residual' * residual}{f' times {gain:g}' * (gain != 1.0)}"
+        number = self.memo[self.layer, kind] = self.memo.get((self.layer, kind), -1) + 1
+        frame = replace(self, kind=f"{kind} {number}")
+        return self.linear.build(frame, inputs, outputs, residual=residual, gain=gain)
 
     def share(self, kind: str, key: Any, make: Callable[[], nn.Module]) -> str:
         """Have the model own one make() for all who give the same kind and key; returns its name in Context.shared."""
@@ -62,21 +69,58 @@ class Frame:
         return name
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which of the N = count positions hold the T tokens, and which ones' outputs predict what follows each token."""
+
+    count: int
+    tokens: Sequence[int]
+    reads: Sequence[int]
+
+    @classmethod
+    def shifted(cls, length: int, by: int = 0) -> "Places":
+        """So many positions behind `by` others."""
+        return cls(length + by, range(by, length + by), range(by, length + by))
+
+    def within(self, outer: "Places") -> "Places":
+        """The same after another part has moved these positions."""
+        return Places(outer.count, picked(outer.tokens, self.tokens), picked(outer.reads, self.reads))
+
+
+def picked(values: Sequence[int], index: Sequence[int]) -> Sequence[int]:
+    """values[i] for each i; a range where both are."""
+    if isinstance(values, range) and isinstance(index, range):
+        return values[index.start : index.stop]
+    return [values[i] for i in index]
+
+
+def take(x_BN: Tensor, index: Sequence[int]) -> Tensor:
+    """These places of dimension 1; a view where they are neighbours."""
+    if isinstance(index, range):
+        return x_BN[:, index.start : index.stop]
+    return x_BN.index_select(1, torch.tensor(index, device=x_BN.device))
+
+
 @dataclass(slots=True)
 class Context:
     """What one forward pass shares between blocks.
 
-    x0_BND: the embedded input; extra: how many of the N positions stand in front of the tokens; stage: which of the
-    stack's stages runs (None: the last, which every score uses); first_BND: what the first block gave.
+    x0_BND: the embedded input; places: of the tokens among its positions; stage: which of the stack's stages runs
+    (None: the last, which every score uses); first_BND: what the first block gave; start: the first position, where a
+    stack passes the text in pieces of N positions; read: x_BND -> the model's log-probabilities from there, of all
+    positions; losses: named further losses that parts of the model put here, which only training uses.
     """
 
     ids_BT: Tensor
     x0_BND: Tensor
-    extra: int
+    places: Places
     attend: Attend
     shared: nn.ModuleDict
     stage: int | None = None
     first_BND: Tensor | None = None
+    start: int = 0
+    read: Callable[[Tensor], Tensor] | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -86,8 +130,10 @@ class Context:
         return self.memo[key]
 
     def padded_ids(self) -> Tensor:
-        """ids_BN: an id for every position; extra tokens have id 0."""
-        return F.pad(self.ids_BT, (self.extra, 0))
+        """ids_BN: an id for every position; those that hold no token have id 0."""
+        ids_BN = self.ids_BT.new_zeros(self.x0_BND.shape[:2])
+        ids_BN[:, torch.tensor(self.places.tokens, device=ids_BN.device)] = self.ids_BT
+        return ids_BN
 
 
 def named_parts(path: str, configs: Mapping[str, Any], build: Callable[[Any], nn.Module | None]) -> nn.ModuleDict:
@@ -123,7 +169,7 @@ class LinearConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EmbedConfig:
-    """module(ids_BT, dtype) -> x_BND, normed. It offers `table_VD` for a tied head and `extra`, N - T."""
+    """module(ids_BT, dtype) -> x_BND, normed. It offers `table_VD` for a tied head and `places(T)`."""
 
     def build(self, frame: Frame) -> nn.Module:
         raise NotImplementedError
@@ -133,7 +179,7 @@ class EmbedConfig:
 class FeatureConfig:
     """A part of the embedding: module(x_BTD, ids_BT) -> x_BTD, before or after the norm (its `after_norm`).
 
-    A module whose `extra` is not zero puts so many positions in front; it comes after all others.
+    A module that `adds` positions comes after all others, and says in places() what has become of those before.
     """
 
     def build(self, frame: Frame) -> "FeatureModule":
@@ -144,7 +190,11 @@ class FeatureModule(nn.Module):
     """A module of FeatureConfig."""
 
     after_norm = False
-    extra = 0
+    adds = False
+
+    def places(self, length: int) -> Places:
+        """Where so many positions stand after this part."""
+        return Places.shifted(length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ def test_bigram_settings_that_would_never_train_are_refused() -> None:
 def test_registers_are_seen_by_all_and_never_scored(toy: Callable[..., Run]) -> None:
     run = toy("model/features=[registers,bigram,smear]")
     model, ids = moved(run), ids_for(run)
-    assert model.embed.extra == 4 and model.embed.parts()[-1].extra == 4, "they come last, however they are listed"
+    assert model.embed.places(9).tokens == range(4, 13), "in front of the text"
+    assert model.embed.parts()[-1].adds, "they come last, however they are listed"
     assert model.embed(ids, torch.float32).shape[1] == ids.shape[1] + 4
     assert model.log_probs(ids).shape[1] == ids.shape[1]
     before = model.log_probs(ids)
@@ -72,7 +73,7 @@ def test_registers_are_seen_by_all_and_never_scored(toy: Callable[..., Run]) -> 
 
 def test_value_embeddings_give_registers_the_first_id(toy: Callable[..., Run]) -> None:
     context = context_of(torch.zeros(1, 7, 4), torch.tensor([[5, 6, 7]]))
-    assert context.extra == 4 and context.padded_ids().tolist() == [[0, 0, 0, 0, 5, 6, 7]]
+    assert context.places.count == 7 and context.padded_ids().tolist() == [[0, 0, 0, 0, 5, 6, 7]]
 
 
 def test_spectral_start_has_its_power_law_and_keeps_the_size() -> None:
