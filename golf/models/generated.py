@@ -29,21 +29,22 @@ class Generated(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            w_OI = self.matrix_OI()
-        else:
-            w_OI = self._kept()
+        training = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        w_OI = self.matrix_OI() if training else self._kept()
         return F.linear(x, (self.gain * w_OI).to(x.dtype))
 
     def _kept(self) -> Tensor:
         """W as last made, if nothing that it is made of has changed: scoring runs many passes with the same weights."""
         net = self.held[0]
         made_of = [(p, p._version) for p in [*self.parameters(), *(() if net is None else net.parameters())]]
-        if self.last is not None and len(self.last[0]) == len(made_of):
-            if all(a is b and n == m for (a, n), (b, m) in zip(self.last[0], made_of, strict=True)):
-                return self.last[1]
-        self.last = (made_of, self.matrix_OI())
+        if self.last is None or not _same(self.last[0], made_of):
+            self.last = (made_of, self.matrix_OI())
         return self.last[1]
+
+
+def _same(before: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
+    """Whether these are the very same tensors, unchanged."""
+    return len(before) == len(now) and all(a is b and n == m for (a, n), (b, m) in zip(before, now, strict=True))
 
 
 def kind_number(frame: Frame) -> int:

@@ -244,6 +244,10 @@ class MixerConfig:
         """Channels of a head as the attention kernel sees them; None: it uses no kernel."""
         return None
 
+    def cached_numbers(self, dim: int) -> int | None:
+        """Numbers that a decoder has to keep of each token in each visit of a layer; None: that is not known."""
+        return None
+
 
 @dataclass(kw_only=True, slots=True)
 class MLPConfig:

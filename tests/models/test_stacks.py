@@ -36,6 +36,25 @@ def test_orders_of_visits(toy: Callable[..., Run]) -> None:
     assert [progressive.stage(p) for p in (0.0, 0.49, 0.5, 0.64, 0.65, 1.0)] == [0, 0, 1, 1, 2, 2]
     assert order(toy, "model/stack=loop_middle", "model.layers=9") == [0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8]
     assert order(toy, "model/stack=loop_all", "model.layers=3") == [0, 1, 2, 0, 1, 2]
+    nine, repeat = "model.layers=9", "model/stack=repeat"
+    assert order(toy, repeat, nine) == [0, 1, 2, 3, 3, 4, 4, 5, 6, 7, 8]
+    assert order(toy, repeat, nine, "model.stack.loop.blocks='3,4,5'") == [0, 1, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8]
+    assert order(toy, repeat, nine, "model.stack.loop.times=3") == [0, 1, 2, 3, 3, 3, 4, 4, 4, 5, 6, 7, 8]
+
+
+def test_repeating_once_is_the_base_and_vectors_of_zero_change_nothing(toy: Callable[..., Run]) -> None:
+    base, ids = moved(toy()), ids_for(toy())
+    once = built(toy("model/stack=repeat", "model.stack.loop.times=1"))
+    once.load_state_dict(base.state_dict())
+    assert torch.equal(once.log_probs(ids), base.log_probs(ids))
+    twice, marked = (built(toy(f"model/stack={name}")) for name in ("repeat", "repeat_positions"))
+    assert marked.stack.position_LD.shape == (1, 32)
+    assert torch.equal(twice.log_probs(ids), marked.log_probs(ids))
+    marked.stack.position_LD.data += 1.0
+    marked.load_state_dict(moved(toy("model/stack=repeat")).state_dict(), strict=False)
+    before = marked.log_probs(ids)
+    marked.stack.position_LD.data += 1.0
+    assert not torch.allclose(marked.log_probs(ids), before, atol=1e-3)
 
 
 def test_skips_join_mirrored_visits(toy: Callable[..., Run]) -> None:
@@ -198,7 +217,7 @@ def test_shared_matrices_have_one_name_and_deltas_of_their_own(toy: Callable[...
 
 def test_a_loop_may_not_cross_into_the_lanes() -> None:
     crossing = ["track=h100x8", "model.layers=11", "model/stack=recurrence", "model/residual=two_lanes"]
-    with pytest.raises(UserError, match=r"model\.stack\.loop\.span='7,8 of 11' crosses the layer"):
+    with pytest.raises(UserError, match=r"model\.stack\.loop crosses the layer"):
         compose([*crossing, "model.stack.loop.span='7,8 of 11'"]).model.build_on_meta()
 
 

@@ -1,0 +1,47 @@
+"""A product of matrices: absorbs the token before it predicts, and equals the product written out."""
+
+from collections.abc import Callable
+
+import torch
+
+from golf.config import Run
+from golf.models.norms import norm
+from tests.models.test_every_model import built, ids_for, moved
+
+
+def test_equals_the_product_written_out(toy: Callable[..., Run]) -> None:
+    """h of a token is h0 A[x_0] ... A[x_t], normed: the norms on the way change its length only."""
+    run = toy("model=mps")
+    model, ids = moved(run), ids_for(run, rows=1, length=6)
+    D = run.model.dim
+    h = model.stack.start_D.double()
+    with torch.no_grad():
+        for t, token in enumerate(ids[0]):
+            h = h @ model.stack.core_VF[token].view(D, D).double()
+            assert torch.allclose(model.hidden(ids)[0, t].double(), norm(h), atol=1e-4)
+
+
+def test_the_last_token_counts(toy: Callable[..., Run]) -> None:
+    """The PR read its logits before the token was absorbed."""
+    run = toy("model=mps")
+    model, ids = moved(run), ids_for(run)
+    changed = ids.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % run.model.vocab_size
+    assert not torch.allclose(model.log_probs(ids)[:, -1], model.log_probs(changed)[:, -1], atol=1e-3)
+
+
+def test_detach_cuts_the_gradient_and_nothing_else(toy: Callable[..., Run]) -> None:
+    ids = ids_for(toy("model=mps"), length=16)
+    models = [built(toy("model=mps", f"model.stack.detach={n}")) for n in ("null", "8")]
+    scores = [model.hidden(ids)[:, -1].sum() for model in models]
+    assert torch.equal(scores[0], scores[1])
+    slopes = [
+        torch.autograd.grad(s, m.stack.start_D, allow_unused=True)[0] for s, m in zip(scores, models, strict=True)
+    ]
+    assert slopes[0].abs().sum() > 0 and not slopes[1].any()
+
+
+def test_its_size_is_the_table_the_cores_and_the_start(toy: Callable[..., Run]) -> None:
+    run = toy("model=mps")
+    V, D = run.model.vocab_size, run.model.dim
+    assert sum(p.numel() for p in built(run).parameters()) == V * D + V * D * D + D
