@@ -31,11 +31,11 @@ ROUNDS = 5
 def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
     """FLOP/s of a large square product, the best of a few."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = min(_timed(lambda: a @ b, device) for _ in range(4))
+    best = min(timed(lambda: a @ b, device) for _ in range(4))
     return 2 * size**3 / best
 
 
-def _timed(action: Callable[[], object], device: torch.device) -> float:
+def timed(action: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     action()
     if device.type == "cuda":
@@ -84,7 +84,7 @@ def main() -> None:
     peaks = dict.fromkeys(types, 0.0)
     for _ in range(ROUNDS):
         for key, step in variants.items():
-            seconds[key].append(_timed(step, device))
+            seconds[key].append(timed(step, device))
         for name, dtype in types.items():  # in every round: a busy moment must not pass for the peak
             peaks[name] = max(peaks[name], matmul_peak(dtype, device))
     flops = flops_per_token(run, outline(run)) * run.batch.tokens_per_step

@@ -15,9 +15,8 @@ from golf.schedules import Start, Tick
 from golf.tokens.prepare import Prepared
 
 
-def check(run: Run) -> None:
-    """Raise UserError for the first thing that would stop this run later."""
-    batches = run.batches(run.launch.nproc)
+def check_machine(run: Run) -> None:
+    """Raise UserError where this machine can't run it; a plan needs no such machine."""
     device = pick_device(run.compute.device)
     if device.type == "cuda" and run.launch.nproc > torch.cuda.device_count():
         raise UserError(
@@ -25,6 +24,11 @@ def check(run: Run) -> None:
             f"try launch.nproc={torch.cuda.device_count()}"
         )
     choose_backend(run.compute.attention, device, run.model.mixer.kernel_channels(run.model.dim))
+
+
+def check(run: Run) -> None:
+    """Raise UserError for the first thing that would stop this run later, on whatever machine."""
+    batches = run.batches(run.launch.nproc)
     model = run.model.build_on_meta()
     run.optimizer.factors(model)
     check_storage(run, model)
@@ -66,9 +70,9 @@ def _check_late(run: Run, late: LateConfig) -> None:
 def check_storage(run: Run, model: LM) -> None:
     """Raise UserError where the quantiser or the codec can't store this model."""
     roles = model.stored_roles()
-    run.quant.assign(roles)
     run.chosen_codec.check()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    run.quant.predict_bytes({name: shapes[name] for name in roles}, roles, run.chosen_codec)
     if run.quant.fit and not run.quant.dialled(shapes, roles):
         raise UserError(
             "quant.fit=true: the steps of this quantiser are tied to the largest weights, or there are none, so that "

@@ -61,6 +61,8 @@ def check_arguments(arguments: list[str]) -> None:
 def start(run: Run) -> int:
     """Plan, show a finished result, or become the worker."""
     checks.check(run)
+    if not run.plan:
+        checks.check_machine(run)
     for key in ("dry_run", "status"):
         if getattr(run.launch, key):
             raise UserError(

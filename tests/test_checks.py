@@ -1,8 +1,9 @@
 """What can't come to anything is refused before a run starts, by the key that says it."""
 
 import pytest
+import torch
 
-from golf.checks import check
+from golf.checks import check, check_machine
 from golf.config import fingerprint
 from golf.errors import UserError
 from tests.conftest import composed
@@ -18,12 +19,21 @@ from tests.conftest import composed
         (["late=distill", "late.share=0.1", "average=ema", "qat=late"], r"late: .* rounding of qat"),
         (["late=replay", "late.share=0.001"], r"late\.share=0\.001 of 200 steps is none; try late\.share=0\.005"),
         (["curriculum=batch", "curriculum.batch.parts=3"], r"curriculum\.batch\.parts=3 must divide .* try parts=[24]"),
+        (["model=mla_64", "quant=ternary"], r"\(48, 16\) can't be cut into groups of 32 columns"),
         (["qat=late", "quant=int8", "quant.formats.int8.half_below=100000000"], "stores no integers"),
     ],
 )
 def test_what_never_comes_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(composed("track=tiny", "log=none", *overrides))
+
+
+def test_a_plan_needs_no_such_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = composed("track=h100x8", "log=none")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check(run)
+    with pytest.raises(UserError, match=r"compute\.device=cuda: no CUDA device is visible"):
+        check_machine(run)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def collect(overrides: Sequence[list[str]], run_of: Callable[[list[str]], Run]) 
             kind = fingerprint(run, "", with_seed=False) + repr((run.launch, run.log, run.data))
             if kind not in checked:  # the model of a row is built once, not once a seed
                 checks.check(run)
+                if not run.launch.dry_run:
+                    checks.check_machine(run)
                 checked.add(kind)
             cells.append(Cell(run, line))
         except UserError as error:
