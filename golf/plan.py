@@ -92,7 +92,7 @@ def _parts(found: Outline, groups: dict[str, str], formats: dict[str, str]) -> T
 
 def _part(name: str) -> str:
     """stack.blocks.3.mixer.query.weight -> block.mixer.query: the same for every block."""
-    return re.sub(r"^stack\.blocks\.\d+", "block", name).removesuffix(".weight")
+    return re.sub(r"^stack\.(?:inner\.)*blocks\.\d+", "block", name).removesuffix(".weight")
 
 
 def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str]:

@@ -80,6 +80,9 @@ class GQAConfig(MixerConfig):
     def kernel_channels(self, dim: int) -> int:
         return dim // self.heads
 
+    def cached_numbers(self, dim: int) -> int:
+        return 2 * self.kv_heads * (dim // self.heads)
+
 
 class Attention(nn.Module):
     """h_BTD -> y_BTD. Values are neither normed nor rotated."""
@@ -92,15 +95,22 @@ class Attention(nn.Module):
         self.turning = config.rope.channels(shape.head_dim // config.split)
         assert frame.layer is not None
         self.window = None if config.window is None else config.window.at(frame)
-        kv_dim = shape.kv_heads * shape.head_dim
         self.query = frame.matrix(frame.dim, frame.dim)
-        self.key = frame.matrix(frame.dim, kv_dim)
-        self.values = frame.matrix(frame.dim, kv_dim)
+        self.make_keys_values(config, frame, shape.kv_heads * shape.head_dim)
         self.out = frame.matrix(frame.dim, frame.dim, residual=True)
         self.gain_H = nn.Parameter(torch.full((shape.heads,), config.qk_gain))
         self.input_parts = named_parts("model.mixer.input", config.input, lambda part: part.build(frame))
         self.value_parts = named_parts("model.mixer.value", config.value, lambda part: part.build(frame, shape))
         self.output_parts = named_parts("model.mixer.output", config.output, lambda part: part.build(frame, shape))
+
+    def make_keys_values(self, config: GQAConfig, frame: Frame, kv_dim: int) -> None:
+        """Make what keys_values() needs."""
+        self.key = frame.matrix(frame.dim, kv_dim)
+        self.values = frame.matrix(frame.dim, kv_dim)
+
+    def keys_values(self, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all heads, (B, T, K * C) each, before anything is done to them."""
+        return self.key(h_BTD), self.values(h_BTD)
 
     def forward(self, h_BTD: Tensor, context: Context) -> Tensor:
         B, T, D = h_BTD.shape
@@ -108,8 +118,8 @@ class Attention(nn.Module):
         for part in self.input_parts.values():
             h_BTD = part(h_BTD, context)
         q_BTHC = norm(self.query(h_BTD).view(B, T, H * S, C // S))
-        k_BTKC = norm(self.key(h_BTD).view(B, T, K * S, C // S))
-        v_BTKC = self.values(h_BTD).view(B, T, K, C)
+        keys, values = self.keys_values(h_BTD)
+        k_BTKC, v_BTKC = norm(keys.view(B, T, K * S, C // S)), values.view(B, T, K, C)
         for part in self.value_parts.values():
             v_BTKC = part(v_BTKC, h_BTD, context)
         tables = self.rope.tables(context, self.turning, q_BTHC)

@@ -8,7 +8,7 @@ from golf.fields import positive
 from golf.models.layers import check_layer_text, layer_set
 
 # A block's parameters, and its own scales for its further visits.
-BLOCK = re.compile(r"stack\.(?:blocks\.|residuals\.block)(\d+)")
+BLOCK = re.compile(r"stack\.(?:inner\.)*(?:blocks\.|residuals\.block)(\d+)")
 
 
 @dataclass(kw_only=True, slots=True)
