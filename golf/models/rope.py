@@ -32,7 +32,7 @@ class RopeConfig:
 
     def tables(self, context: Context, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos_N1J and sin_N1J for all positions of this pass, in the type of `like`, made once a pass."""
-        base, tokens = self.base, len(context.places.tokens)
+        base, tokens = self.base, context.text_tokens
         if self.reference_length is not None and tokens > self.reference_length and channels > 2:
             base *= (tokens / self.reference_length) ** (channels / (channels - 2))
         stop = context.start + context.x0_BND.shape[1]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.errors import UserError
-from golf.models.layers import layer_span
-from golf.models.loops import LoopConfig, Visit, visits_of
+from golf.models.loops import RevisitConfig, Visit
 from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule
 
 
@@ -30,18 +29,22 @@ class BlocksConfig(StackConfig):
     """The blocks of the model in order; `loop` has some of them visited again, `skips` joins early to late visits."""
 
     skips: SkipsConfig | None
-    loop: LoopConfig | None
+    loop: RevisitConfig | None
 
     def build(self, frame: Frame, make_block: Callable[[int], nn.Module], residual: ResidualConfig) -> "Blocks":
-        if self.skips is not None and self.loop is None and frame.layers < 2:
-            raise UserError(f"model.layers={frame.layers} leaves U-Net skips nothing to join; try model/stack=plain")
-        if self.skips is not None and self.skips.each_pass:
-            self._check_passes(frame.layers)
+        self.check(frame.layers)
         return Blocks(self, frame, make_block, residual)
+
+    def check(self, layers: int) -> None:
+        """Raise UserError where the skips have nothing to join."""
+        if self.skips is not None and self.loop is None and layers < 2:
+            raise UserError(f"model.layers={layers} leaves U-Net skips nothing to join; try model/stack=plain")
+        if self.skips is not None and self.skips.each_pass:
+            self._check_passes(layers)
 
     def _check_passes(self, layers: int) -> None:
         """Raise UserError where there are no passes of the whole stack, or nothing to join in one."""
-        if self.loop is None or len(layer_span(self.loop.span, layers, "model.stack.loop.span")) < layers:
+        if self.loop is None or self.loop.span_of(layers) != range(layers):
             raise UserError("model.stack.skips.each_pass=true needs a loop over the whole stack; set it to false")
         if layers < 2:
             raise UserError(f"model.layers={layers} leaves the skips of a pass nothing to join; try model.layers=2")
@@ -63,7 +66,7 @@ class Blocks(StackModule):
         self.skips, self.loop = config.skips, config.loop
         self.blocks = nn.ModuleList(make_block(layer) for layer in range(frame.layers))
         self.starts = () if self.loop is None else self.loop.starts()
-        self.plans = [visits_of(self.loop, frame.layers, stage) for stage in range(len(self.starts) + 1)]
+        self.plans = [self._plan(frame.layers, stage) for stage in range(len(self.starts) + 1)]
         self._check_kinds()
         joints = max(self.halves(plan) for plan in self.plans)
         shape = (joints, frame.dim)
@@ -73,13 +76,16 @@ class Blocks(StackModule):
         again = [visit for visit in self.plans[-1] if visit.repeat and self.loop is not None and self.loop.own_scales]
         self.residuals = nn.ModuleDict({_name(v): residual.build(frame.at(v.block)) for v in again})
 
+    def _plan(self, layers: int, stage: int) -> list[Visit]:
+        return [Visit(layer) for layer in range(layers)] if self.loop is None else self.loop.visits(layers, stage)
+
     def _check_kinds(self) -> None:
         """Raise UserError where a loop goes back and forth between kinds of residual (one lane and two)."""
         again = [self.blocks[visit.block] for visit in self.plans[-1] if visit.repeat]
-        if self.loop is not None and len({type(block.residual) for block in again}) > 1:
+        if len({type(block.residual) for block in again}) > 1:
             raise UserError(
-                f"model.stack.loop.span={self.loop.span!r} crosses the layer from which on model.residual is another; "
-                "let it end before that layer or begin at it"
+                "model.stack.loop crosses the layer from which on model.residual is another; let its blocks end before "
+                "that layer or begin at it"
             )
 
     def halves(self, plan: list[Visit]) -> int:
@@ -92,10 +98,20 @@ class Blocks(StackModule):
         return self.skips is not None and self.skips.each_pass
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        plan = self.plans[-1 if context.stage is None else context.stage]
+        return self.run(x_BTD, context, [])
+
+    def plan(self, context: Context) -> list[Visit]:
+        """The visits of the stage that runs."""
+        return self.plans[-1 if context.stage is None else context.stage]
+
+    def run(
+        self, x_BTD: Tensor, context: Context, outputs: list[Tensor] | None, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Visits first to last - 1 of the plan. outputs: what was pushed and none took yet, changed here; None: without
+        skips."""
+        plan = self.plan(context)
         encoders, length = self.halves(plan), len(self.blocks) if self._in_passes() else len(plan)
-        outputs: list[Tensor] = []
-        for number, visit in enumerate(plan):
+        for number, visit in enumerate(plan[first:last], first):
             place = number % length
             if place >= encoders and outputs:
                 x_BTD = self.join(x_BTD, outputs.pop(), place - encoders)
@@ -103,17 +119,22 @@ class Blocks(StackModule):
                 x_BTD = x_BTD + self.position_LD[visit.enters].to(x_BTD.dtype)
             x_BTD = self.visit(visit, x_BTD, context)
             context.first_BND = x_BTD if context.first_BND is None else context.first_BND
-            if place < encoders:
+            if place < encoders and outputs is not None:
                 outputs.append(x_BTD)
         return x_BTD
 
     def visit(self, visit: Visit, x_BTD: Tensor, context: Context) -> Tensor:
         """One block; a repeated visit may have scales of its own."""
         block = self.blocks[visit.block]
-        name = _name(visit)
-        if name in self.residuals:
-            return self.residuals[name](x_BTD, context, block.mixer, block.mlp)
-        return block(x_BTD, context)
+        return self.residual(visit)(x_BTD, context, block.mixer, block.mlp)
+
+    def residual(self, visit: Visit) -> nn.Module:
+        """What adds back in a visit."""
+        if _name(visit) in self.residuals:
+            return self.residuals[_name(visit)]
+        block: Any = self.blocks[visit.block]
+        own: nn.Module = block.residual
+        return own
 
     def join(self, x_BTD: Tensor, skip_BTD: Tensor, number: int) -> Tensor:
         """The stream with a skip in it."""

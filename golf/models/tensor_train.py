@@ -50,7 +50,7 @@ class TensorTrain(Generated):
     """Cores of N(0, s^2), s such that entries of W have variance 1/inputs."""
 
     def __init__(self, inputs: int, outputs: int, bond: int, gain: float):
-        super().__init__(inputs, outputs, gain=gain)
+        super().__init__(inputs, outputs, gain=gain, learned=gain == 0)
         bonds = [1, *[bond] * (CORES - 1), 1]
         self.shapes = list(zip(bonds[:-1], modes(outputs), modes(inputs), bonds[1:], strict=True))
         std = (1 / (inputs * bond ** (CORES - 1))) ** (1 / (2 * CORES))
