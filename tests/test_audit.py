@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from golf import audit, auditing, evaluate
@@ -99,6 +100,8 @@ def test_a_sweep_of_scores_is_audited_row_by_row(run: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert audit.main([f"sweep={folder.parent}"]) == 0
     assert f"{folder.name}" in capsys.readouterr().out and verdicts(folder)["future"] == PASS
+    assert audit.main([f"sweep={folder.parent}", "evaluator=ngram"]) == 0
+    assert "the run has plain" in " ".join(capsys.readouterr().out.split()), "a row for the one without it"
 
 
 def test_training_on_the_scored_text_is_found_three_times(
@@ -122,6 +125,18 @@ def test_records_that_do_not_add_up_are_found(run: Path) -> None:
 
     part = with_(evals={"sliding": entry | {"tokens": entry["tokens"] - 5}})
     assert auditing.recorded(source, "sliding").verdict == PASS and auditing.recorded(part, "sliding").verdict == FAIL
+    fewer = with_(evals={"sliding": entry | {"bytes": entry["bytes"] - 5}})
+    assert (
+        "bytes of" in auditing.recorded(fewer, "sliding").text
+        and "bytes of" not in auditing.recorded(part, "sliding").text
+    )
+    for untrue in (
+        with_(val_bpb=0.1),
+        with_(evals={"sliding": entry | {"val_bpb": 0.1}}),
+        with_(evals={"sliding": entry | {"val_loss": entry["val_loss"] / 2}}, val_bpb=entry["val_bpb"]),
+    ):
+        found = auditing.recorded(untrue, "sliding")
+        assert found.verdict == FAIL and "BPB; the loss, tokens and bytes recorded make" in found.text
     assert auditing.size(with_(artifact_bytes=1)).verdict == auditing.size(with_(fits=False)).verdict == FAIL
     assert auditing.size(with_(code_bytes=1000)).verdict == PASS
     phases = source.result["phases"]
@@ -138,6 +153,36 @@ def test_records_that_do_not_add_up_are_found(run: Path) -> None:
     assert auditing.clock(source, "sliding").verdict == PASS and auditing.clock(limited, "sliding").verdict == FAIL
     own = replace(source.prepared, splits=source.prepared.splits | {"train": source.prepared.splits["val"]})
     assert auditing.overlap(source.prepared, "val").verdict == PASS and auditing.overlap(own, "val").verdict == FAIL
+
+
+def test_a_few_documents_may_stand_in_both_texts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a thousand by chance, and no more."""
+    source = open_source(run)
+    texts: dict[str, Any] = {}
+    monkeypatch.setattr(auditing, "documents_of", lambda split, bos_id: texts[split.sha256])
+    val, train = (source.prepared.splits[name].sha256 for name in ("val", "train"))
+    texts[val] = [np.array([1, i]) for i in range(2000)]
+    for shared, verdict in ((2, PASS), (3, FAIL)):
+        texts[train] = texts[val][:shared]
+        assert auditing.overlap(source.prepared, "val").verdict == verdict
+
+
+def test_marks_are_made_anew_for_another_evaluator(make: Callable[..., Path]) -> None:
+    """What the configuration breaks is known of the new one; of the audit only what it found of training goes on."""
+    run = make("loader.split=tune")
+    assert json.loads((run / "result.json").read_text())["legality"] == []
+    assert evaluate.main([f"run={run}", "eval=plain", "eval.split=tune"]) == 0
+    (own,) = (
+        results_beside(run).values()
+        if len(results_beside(run)) == 1
+        else [found for found in results_beside(run).values() if found["data"]["split"] == "tune"]
+    )
+    assert own["legal"] is False and own["legality"][0].startswith("trains on text that scores are taken on")
+    found = json.loads((run / "result.json").read_text())
+    marks = ["target: a target moves it", "phases: train: train, val", "overlap: 9 of 10", "declared: of another split"]
+    (run / "result.json").write_text(json.dumps(found | {"legal": False, "legality": marks}))
+    assert evaluate.main([f"run={run}", "eval=sliding"]) == 0
+    assert results_beside(run)["sliding"]["legality"] == marks[1:3] and results_beside(run)["sliding"]["legal"] is False
 
 
 def test_the_audit_is_audited(run: Path, capsys: pytest.CaptureFixture) -> None:
@@ -161,12 +206,20 @@ def test_experiments_have_a_row_each(capsys: pytest.CaptureFixture) -> None:
         (["sweep=/absent"], "holds no finished run"),
         (["experiments=nope"], "experiments=nope: there is none"),
         (["run=RUN", "evaluator=ttt"], "evaluator=ttt: the run has plain, sliding"),
+        (["sweep=FOLDER", "evaluator=ttt"], "evaluator=ttt: the run has plain, sliding"),
+        (["sweep=FOLDER", "known_bad=true"], "known_bad=true: does not go with sweep=..."),
+        (["run=RUN", "sweep=FOLDER"], "sweep=FOLDER: does not go with run=..."),
+        (["experiments=all", "run=RUN"], "experiments=all: does not go with run=..."),
+        (["experiments=pr401", "evaluator=plain"], "evaluator=plain: does not go with experiments=..."),
+        (["run=RUN", "known_bad=yes"], "known_bad=yes: true or false"),
+        (["run=RUN", "known_bad=true", "evaluator=plain"], "evaluator=plain: does not go with known_bad=true"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert audit.main([argument.replace("RUN", str(run)) for argument in arguments]) == 2
+    given = [argument.replace("RUN", str(run)).replace("FOLDER", str(run.parent)) for argument in arguments]
+    assert audit.main(given) == 2
     captured = capsys.readouterr()
-    assert message in captured.err and len(captured.err.strip().splitlines()) == 1
+    assert message.replace("FOLDER", str(run.parent)) in captured.err and len(captured.err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("choice", ["ttt_sgd", "ngram", "mixture", "ttt_lora", "phased"])

@@ -1,6 +1,7 @@
 """Main effects of a full grid, against sums by hand; what learning at evaluation does as it goes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_shares_of_a_grid_add_up() -> None:
     whole = sum((score - 3.1) ** 2 for score in (1.0, 2.0, 4.0, 5.4))
     assert epochs.share == pytest.approx(4 * 1.6**2 / whole) and stride.share == pytest.approx(4 * 0.6**2 / whole)
     assert together.key == "together" and together.share == pytest.approx(4 * 0.1**2 / whole)
+
+
+def test_settings_that_vary_as_one_are_one() -> None:
+    rows = [({"a": a, "b": b, "c": 10 * b}, float(a + 2 * b)) for a in (0, 1) for b in (0, 1)]
+    assert [factor.key for factor in factors_of(rows)] == ["a", "b, c", "together"]
+    assert factors_of(rows)[1].share == pytest.approx(0.8)
+
+
+def test_a_score_that_is_no_number_has_no_share() -> None:
+    rows = [({"a": a, "b": b}, math.nan if a == b == 1 else float(a + b)) for a in (0, 1) for b in (0, 1)]
+    assert factors_of(rows) == []
 
 
 @pytest.mark.parametrize("rows", [[], [({"a": 1, "b": 1}, 1.0), ({"a": 2, "b": 1}, 2.0), ({"a": 1, "b": 2}, 1.5)]])
