@@ -78,8 +78,12 @@ def test_causal(run: Run) -> None:
     assert not torch.allclose(before[:, 10:], after[:, 10:])
 
 
-def test_every_parameter_gets_a_gradient_after_one_step(run: Run) -> None:
-    model, ids = moved(run), ids_for(run)
+# two factors in a row that begin at zero: what stands before them lives from the second step on
+LATER = {"model/head=untied", "model/linear=shared_lora", "model/linear=nca", "model=nca"}
+
+
+def test_every_parameter_gets_a_gradient_after_one_step(run: Run, request: pytest.FixtureRequest) -> None:
+    model, ids = moved(run, steps=2 if request.node.callspec.params["run"] in LATER else 1), ids_for(run)
     model.zero_grad()
     torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
