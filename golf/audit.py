@@ -20,9 +20,10 @@ from rich.table import Table
 
 from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, known_bad
 from golf.errors import UserError, in_one_line
-from golf.evals.probes import FAIL, PASS, PROBES
+from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
 from golf.requantise import open_source
 
+GO_WITH = {"run": ("evaluator", "known_bad"), "sweep": ("evaluator",), "experiments": ()}
 KEYS = ("run", "sweep", "experiments", "evaluator", "known_bad")
 COLOURS = {PASS: "green", FAIL: "bold red"}
 
@@ -37,17 +38,28 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if wrong:
         raise UserError(f"{wrong[0]}: takes {', '.join(KEYS)}, each as key=value")
+    check(given)
     if "experiments" in given:
         return over_experiments(given["experiments"])
     if "sweep" in given:
         return over_sweep(Path(given["sweep"]), given.get("evaluator"))
-    if "run" not in given:
-        raise UserError("run=(none): name the folder of a finished run, such as run=outputs/single/RUN")
-    if given.get("known_bad", "false") not in ("true", "false"):
-        raise UserError(f"known_bad={given['known_bad']}: true or false")
     if given.get("known_bad") == "true":
         return confusion(Path(given["run"]))
     return max(over_run(Path(folder), given.get("evaluator")) for folder in given["run"].split(","))
+
+
+def check(given: dict[str, str]) -> None:
+    """One thing to audit, and nothing that would be ignored beside it."""
+    named = [key for key in GO_WITH if key in given]
+    if not named:
+        raise UserError("run=(none): name the folder of a finished run, such as run=outputs/single/RUN")
+    for key, value in given.items():
+        if key != named[0] and key not in GO_WITH[named[0]]:
+            raise UserError(f"{key}={value}: does not go with {named[0]}=...; leave one of them out")
+    if given.get("known_bad", "false") not in ("true", "false"):
+        raise UserError(f"known_bad={given['known_bad']}: true or false")
+    if given.get("known_bad") == "true" and "evaluator" in given:
+        raise UserError(f"evaluator={given['evaluator']}: does not go with known_bad=true; leave it out")
 
 
 def over_run(folder: Path, evaluator: str | None) -> int:
@@ -64,19 +76,26 @@ def over_run(folder: Path, evaluator: str | None) -> int:
 
 
 def over_sweep(folder: Path, evaluator: str | None) -> int:
-    """A row for each finished run."""
+    """A row for each finished run; one without this evaluator says so."""
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     if not runs:
         raise UserError(f"sweep={folder}: holds no finished run; name a folder such as outputs/smoke")
     table = Table(title=f"{folder}: audit")
     for column in ("run", "evaluator", "legal", "failed"):
         table.add_column(column)
-    failures = 0
+    failures, lacking = 0, []
     for run in runs:
-        report = audit_folder(run, evaluator)
+        try:
+            report = audit_folder(run, evaluator)
+        except UserError as error:
+            lacking.append(error)
+            table.add_row(run.name, evaluator, UNKNOWN, str(error))
+            continue
         failed = [found["probe"] for found in report["findings"] if found["verdict"] == FAIL]
         failures += bool(failed)
         table.add_row(run.name, report["evaluator"], coloured(FAIL if failed else PASS), ", ".join(failed))
+    if len(lacking) == len(runs):
+        raise lacking[0]
     show(table)
     return 1 if failures else 0
 

@@ -1,6 +1,7 @@
 """The audit of a run: the probes on its own evaluator and artifact, and what its records, its data and its file say."""
 
 import json
+import math
 import time
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -14,10 +15,12 @@ from golf.artifact.file import read_artifact
 from golf.compose import CONF, compose
 from golf.config import Run
 from golf.errors import UserError
+from golf.evals.case import Case, sample_text
 from golf.evals.known_bad import KNOWN_BAD
-from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN, Case, Finding, probe, sample_text
+from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN, Finding, probe
 from golf.ledger import Ledger
 from golf.legality import broken_rules
+from golf.nodes import plain
 from golf.requantise import Source, open_source
 from golf.rundir import environment, write_json
 from golf.scoring import PASSES
@@ -74,7 +77,8 @@ def case_of(source: Source, evaluator: str) -> Case:
     run, prepared = source.run, source.prepared
     if evaluator not in run.eval.evaluators:
         raise UserError(f"evaluator={evaluator}: the run has {', '.join(run.eval.evaluators)}")
-    chosen = run.eval.evaluators[evaluator]
+    meant = run.eval.evaluators[evaluator]
+    chosen = meant.in_brief()
     counter = ByteCounter.from_tokenizer(prepared.tokenizer)
     scored, other = ("val", "tune") if run.eval.split == "val" else ("tune", "val")
     stream, beside = (
@@ -89,7 +93,23 @@ def case_of(source: Source, evaluator: str) -> Case:
         bos_id=prepared.bos_id,
         bytes_of=lambda tokens: decoded_bytes(prepared.tokenizer, prepared.bos_id, tokens),
         other=beside,
+        note=brought_forward(plain(meant), plain(chosen)),
     )
+
+
+def brought_forward(meant: dict[str, Any], chosen: dict[str, Any]) -> str:
+    """In words, what was changed to meet all of an evaluator on little text."""
+    was, now = flat(meant), flat(chosen)
+    changed = ", ".join(f"{key}={now[key]} (of {was[key]})" for key in now if now[key] != was.get(key))
+    return changed and f"; probed with {changed}"
+
+
+def flat(node: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """{"scorer": {"rank": 4}} -> {"scorer.rank": 4}."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+    return found
 
 
 def known_bad(source: Source) -> list[tuple[str, str, list[Finding]]]:
@@ -111,13 +131,19 @@ def declared(run: Run) -> Finding:
 
 
 def recorded(source: Source, evaluator: str) -> Finding:
-    """The pass that the result reports was one over the whole split."""
+    """The pass that the result reports was one over the whole split, and its numbers agree."""
     rule = "the whole validation text is scored (#1835, #2009; class 18)"
+    main = source.run.eval.main
     entry, split = source.result["evals"][evaluator], source.prepared.splits[source.run.eval.split]
     expected = {"tokens": split.tokens - 1, "bytes": split.bytes}
     wrong = [key for key, value in expected.items() if value is not None and entry[key] != value]
     if wrong:
         return Finding("recorded", FAIL, ", ".join(f"{entry[k]:,} {k} of {expected[k]:,}" for k in wrong), rule)
+    bpb = entry["val_loss"] * entry["tokens"] / math.log(2) / entry["bytes"]
+    said = {"evals": entry["val_bpb"]} | ({"val_bpb": source.result["val_bpb"]} if evaluator == main else {})
+    if untrue := [name for name, value in said.items() if not math.isclose(value, bpb, rel_tol=1e-9)]:
+        text = f"{untrue[0]} says {said[untrue[0]]:.6g} BPB; the loss, tokens and bytes recorded make {bpb:.6g}"
+        return Finding("recorded", FAIL, text, rule)
     return Finding("recorded", PASS, f"{entry['tokens']:,} targets, {entry['bytes']:,} bytes: all there are", rule)
 
 
@@ -184,7 +210,7 @@ def tuning(source: Source) -> Finding:
     return Finding("tuning", UNKNOWN, text, rule)
 
 
-MADE_UP = ("future", "target", "normalisation", "coverage")
+MADE_UP = ("repeat", "future", "target", "normalisation", "coverage")
 LENGTH = 64  # of a window
 
 
@@ -199,7 +225,7 @@ def audit_experiment(name: str) -> list[Finding]:
     counter = ByteCounter(torch.ones(vocab, dtype=torch.int64), torch.ones(vocab, dtype=torch.bool),
                           torch.zeros(vocab, dtype=torch.bool))  # fmt: skip
     torch.manual_seed(0)
-    evaluator = run.eval.evaluators[run.eval.main].shortened(LENGTH)
+    evaluator = run.eval.evaluators[run.eval.main].shortened(LENGTH).in_brief()
     model = run.model.exported().build()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.02)

@@ -5,8 +5,8 @@
     python golf/evaluate.py -m run=outputs/single/RUN +sweep=pr401_ttt_grid
 
 run: a folder that golf/train.py made, or several with commas. Only eval may change. Settings are chosen on
-eval.split=tune (training documents held out for it); every pass over the validation text is entered in
-validation_passes.jsonl beside the runs. Each cell is a run folder of its own beside the source's.
+eval.split=tune (training documents held out for it); every pass over the validation text, in training too, is entered
+in validation_passes.jsonl beside the runs. Each cell is a run folder of its own beside the source's.
 """
 
 import sys

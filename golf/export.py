@@ -1,6 +1,5 @@
 """From trained weights to the score that counts: average, quantise, write, read back, evaluate."""
 
-import math
 import statistics
 import sys
 from dataclasses import asdict
@@ -16,7 +15,6 @@ from golf.calibrate import Measured, calibrate
 from golf.checkpoint import save_tensors
 from golf.config import Run
 from golf.dist import Ranks
-from golf.errors import RunError
 from golf.evals.book import Score
 from golf.ledger import Ledger
 from golf.legality import broken_rules
@@ -24,7 +22,7 @@ from golf.loop import LoopState, Trained
 from golf.models.lm import LM
 from golf.quant.allocation import fit
 from golf.rundir import RunDir
-from golf.scoring import EvalFiles, Scoring, enter_pass
+from golf.scoring import EvalFiles, Scoring
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import file_sha256
@@ -49,8 +47,6 @@ def export(
     # ---------------------------------------------------------------- raw and averaged weights
     with ledger.phase("eval", run.eval.split):
         raw = scoring.score(model)
-    if not math.isfinite(raw.nats):
-        raise RunError(f"the score of the last weights is {raw.nats}; lower the learning rates")
     weights = averager.averages(weights_of(model))
     if ranks.first:
         save_tensors(folder.weights, weights, {"step": state.step})
@@ -110,8 +106,6 @@ def score_artifact(
     for name in run.eval.evaluators:
         with ledger.phase("eval", run.eval.split):
             scores[name] = scoring.score(fresh, name, files)
-        if ranks.first:
-            enter_pass(path.parent, run.eval.split, name, scores[name])
         sinks.note(
             f"{name}: {scores[name].bpb:.4f} bpb on {scores[name].tokens:,} tokens in {scores[name].seconds:.1f} s"
         )

@@ -1,5 +1,6 @@
 """The phase ledger: what each phase of a run took, which data it was to read, and which data files it opened."""
 
+import os
 import sys
 import threading
 import time
@@ -77,7 +78,7 @@ def _install() -> None:
 
 
 def _seen(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _watching and isinstance(arguments[0], str | Path):
-        path = str(Path(arguments[0]).resolve())
+    if event == "open" and _watching and isinstance(arguments[0], str | bytes | os.PathLike):
+        path = str(Path(os.fsdecode(arguments[0])).resolve())
         for ledger in _watching:
             ledger.note_open(path)

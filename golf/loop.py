@@ -132,7 +132,7 @@ def train(
     sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
     model = run.model.build().to(ranks.device)
     model.compute_dtype, model.attend, model.loss = dtype, backend.attend, Loss(run.loss)
-    scoring = Scoring(run.eval, prepared, ranks)
+    scoring = Scoring(run.eval, prepared, ranks, folder.path)
     loader = run.loader.open(
         prepared.splits[run.loader.split].shards,
         bos_id=prepared.bos_id,

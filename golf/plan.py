@@ -123,7 +123,8 @@ def _cache(run: Run, depth: int) -> str:
     if numbers is None or not depth:
         return "not known of this mixer" if depth else "one state, whatever the length"
     length = run.batch.sequence_length
-    return f"{numbers:,} numbers a token and layer; {2 * numbers * depth * length:,} bytes in bf16 for {length:,} tokens"
+    size = 2 * numbers * depth * length
+    return f"{numbers:,} numbers a token and layer; {size:,} bytes in bf16 for {length:,} tokens"
 
 
 def _rate_line(when: timeline.Timeline) -> str:

@@ -15,6 +15,7 @@ from golf.errors import UserError
 from golf.export import quant_seconds, score_artifact, store, told
 from golf.launcher import jobs
 from golf.ledger import Ledger
+from golf.legality import broken_rules
 from golf.models.kernels import choose_backend
 from golf.models.lm import LM
 from golf.result import assemble
@@ -24,7 +25,7 @@ from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 
 TRAINED = ("steps", "train_tokens", "train_seconds", "step_ms", "step_ms_mean", "tokens_per_second", "raw_bpb")
-KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size", "legality")
+KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,12 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
             sinks.note(told(fitted, run.cap_bytes))
         ledger.phases["train"]["opened"] = train.get("opened", [])
         pre_quant_bpb = source.result["pre_quant_bpb"]
-        scoring = Scoring(run.eval, prepared, ranks)
+        scoring = Scoring(run.eval, prepared, ranks, folder.path)
         was = source.run.eval
         if (run.eval.split, run.eval.evaluators["plain"]) != (was.split, was.evaluators["plain"]):
             with ledger.phase("eval", run.eval.split):
                 pre_quant_bpb = scoring.score(model).bpb
+        broken = [*broken_rules(run), *of_training(source.result["legality"])]
         average, counted, limit = source.result["average"], ledger.counted(), run.budget.max_seconds
         measured = {key: source.result[key] for key in KEPT} | {
             **score_artifact(run, folder.artifact, model, average, scoring, pre_quant_bpb, ranks, sinks, ledger),
@@ -114,7 +116,8 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
             "device": source.result["device"] if ranks.device.type == "cuda" else "cpu",
             "attention": source.result["attention"],
             "precision": source.result["precision"],
-            "legal": False if source.result["legality"] else None,
+            "legal": False if broken else None,
+            "legality": broken,
             "environment": began_as,
         }
         rows = fingerprint(run, prepared.digest, with_seed=False)
@@ -123,6 +126,12 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
         write_json(folder.result, result)
         folder.set_status("done", step=result["steps"], val_bpb=result["val_bpb"])
     return folder, result
+
+
+def of_training(legality: list[str]) -> list[str]:
+    """What an audit found of a run's training, true of whatever is made of its weights; what it found of the evaluator
+    is not, and what the configuration breaks by itself is known anew."""
+    return [reason for reason in legality if reason.startswith(("phases: ", "overlap: "))]
 
 
 def load_model(source: Source, ranks: Ranks) -> LM:

@@ -12,7 +12,7 @@ import torch
 from golf.checkpoint import load_tensors, pack, save_tensors, unpack
 from golf.dist import Ranks
 from golf.evals.book import Book, Score, TraceLine
-from golf.evals.evaluator import EvalConfig, Pass, Resume, quietly
+from golf.evals.evaluator import EvalConfig, Note, Pass, Resume, quietly
 from golf.models.lm import LM
 from golf.nodes import plain
 from golf.rundir import write_atomic
@@ -25,10 +25,11 @@ PASSES = "validation_passes.jsonl"
 
 
 class Scoring:
-    """plain and named scores of a model on `eval.split`."""
+    """plain and named scores of a model on `eval.split`. folder: of the run, beside whose sweep each pass over the
+    validation text is entered, whatever it is for; None: it is nobody's, and none is."""
 
-    def __init__(self, config: EvalConfig, prepared: Prepared, ranks: Ranks):
-        self.config, self.prepared, self.ranks = config, prepared, ranks
+    def __init__(self, config: EvalConfig, prepared: Prepared, ranks: Ranks, folder: Path | None = None):
+        self.config, self.prepared, self.ranks, self.folder = config, prepared, ranks, folder
         self.counter = ByteCounter.from_tokenizer(prepared.tokenizer)
 
     def stream(self) -> np.ndarray:
@@ -43,12 +44,18 @@ class Scoring:
         """
         book = Book(self.stream(), self.counter, self.ranks)
         chosen, bos_id = self.config.evaluators[evaluator], self.prepared.bos_id
-        if files is None:
-            return chosen.run(model, book, bos_id)
-        identity = json.dumps([plain(chosen, operational=False), self.prepared.digest, self.config.split, files.of])
-        resume = files.resume(evaluator, hashlib.sha256(identity.encode()).hexdigest(), self.ranks)
-        score = chosen.run(model, book, bos_id, files.note(evaluator) if self.ranks.first else quietly, resume)
-        resume.done()
+        note: Note = quietly
+        resume: FileResume | None = None
+        if files is not None:
+            what = [plain(chosen, operational=False), self.prepared.digest, self.config.split, files.of]
+            identity = hashlib.sha256(json.dumps([*what, self.ranks.world]).encode()).hexdigest()
+            resume = files.resume(evaluator, identity, self.ranks)
+            note = files.note(evaluator, chosen.chosen.learns) if self.ranks.first else quietly
+        score = chosen.run(model, book, bos_id, note, resume)
+        if resume is not None:
+            resume.done()
+        if self.folder is not None and self.ranks.first and self.config.split == "val":
+            enter_pass(self.folder, evaluator, score)
         return score
 
 
@@ -62,8 +69,8 @@ class EvalFiles:
     def resume(self, name: str, identity: str, ranks: Ranks) -> "FileResume":
         return FileResume(self.folder / "checkpoint" / f"eval-{name}-{ranks.rank}.safetensors", identity, ranks)
 
-    def note(self, name: str) -> Callable[[Pass], None]:
-        """Tell how far it is, and write the trace at the end."""
+    def note(self, name: str, learns: bool) -> Note:
+        """Tell how far it is, and write the trace at the end; learns: whether its scorer is to learn between rounds."""
         told = time.monotonic()
 
         def note(going: Pass) -> None:
@@ -72,6 +79,9 @@ class EvalFiles:
             if time.monotonic() - told > TELL_SECONDS:
                 told, share = time.monotonic(), line.tokens / going.book.targets
                 self.tell(f"{name}: {share:.0%}, {line.as_dict()['bpb']:.4f} bpb so far")
+            if learns and going.rounds == 1:
+                size = f"its {going.book.targets:,} targets are one round; take fewer chunk_tokens"
+                self.tell(f"{name}: nothing was learnt from this text: {size}")
             if going.done == going.rounds > 1:
                 lines = "".join(json.dumps(line.as_dict()) + "\n" for line in going.trace)
                 (self.folder / "trace").mkdir(exist_ok=True)
@@ -80,16 +90,16 @@ class EvalFiles:
         return note
 
 
-def enter_pass(folder: Path, split: str, evaluator: str, score: Score) -> None:
+def enter_pass(folder: Path, evaluator: str, score: Score) -> None:
     """Enter a pass over the validation text in the ledger beside all runs: choosing by such scores is tuning on it."""
-    if split == "val":
-        entry = {"time": time.time(), "run": folder.name, "sweep": folder.parent.name, "evaluator": evaluator}
-        with open(folder.parents[1] / PASSES, "a") as file:
-            file.write(json.dumps(entry | {"tokens": score.tokens, "bpb": score.bpb}) + "\n")
+    entry = {"time": time.time(), "run": folder.name, "sweep": folder.parent.name, "evaluator": evaluator}
+    with open(folder.parents[1] / PASSES, "a") as file:
+        file.write(json.dumps(entry | {"tokens": score.tokens, "bpb": score.bpb}) + "\n")
 
 
 class FileResume(Resume):
-    """A file for each rank, written every SAVE_SECONDS, gone when the pass is done. All ranks go on from one round."""
+    """A file for each rank, written every SAVE_SECONDS, gone when the pass is done. All ranks go on from one round;
+    what more ranks or fewer kept is begun anew (their number is in `identity`)."""
 
     def __init__(self, path: Path, identity: str, ranks: Ranks):
         self.path, self.identity, self.ranks = path, identity, ranks
@@ -117,4 +127,7 @@ class FileResume(Resume):
         self.saved = time.monotonic()
 
     def done(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Drop every rank's file, those of a pass that more ranks began among them."""
+        if self.ranks.first:
+            for path in self.path.parent.glob(f"{self.path.stem.removesuffix('-0')}-[0-9]*{self.path.suffix}"):
+                path.unlink()

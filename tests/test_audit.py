@@ -172,11 +172,7 @@ def test_marks_are_made_anew_for_another_evaluator(make: Callable[..., Path]) ->
     run = make("loader.split=tune")
     assert json.loads((run / "result.json").read_text())["legality"] == []
     assert evaluate.main([f"run={run}", "eval=plain", "eval.split=tune"]) == 0
-    (own,) = (
-        results_beside(run).values()
-        if len(results_beside(run)) == 1
-        else [found for found in results_beside(run).values() if found["data"]["split"] == "tune"]
-    )
+    own = results_beside(run)["plain-eval.split_tune"]
     assert own["legal"] is False and own["legality"][0].startswith("trains on text that scores are taken on")
     found = json.loads((run / "result.json").read_text())
     marks = ["target: a target moves it", "phases: train: train, val", "overlap: 9 of 10", "declared: of another split"]

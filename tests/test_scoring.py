@@ -92,7 +92,8 @@ def test_the_same_pass_goes_on_with_its_seconds(
     monkeypatch.setattr("golf.evals.evaluator.time.perf_counter", lambda: next(clock))
     cut(scoring, model, files, monkeypatch)  # begins at 0, keeps at 100 and 200
     first, score = rounds_of(scoring, model, files, monkeypatch)
-    assert first == 2 and score.seconds > 200 + 100 * (len(scoring.stream()) // 128 - 3)
+    rounds = len(scoring.config.evaluators["ngram"].rounds(scoring.stream(), scoring.prepared.bos_id, ALONE))
+    assert first == 2 and score.seconds == 200 + 100 * (rounds - 2 + 1)
     assert not list((tmp_path / "checkpoint").iterdir())
 
 

@@ -42,7 +42,8 @@ class Book:
     """Owns the stream: evaluators name positions and hand in distributions; targets are looked up here.
 
     graded_N: how often each target was committed by this rank (a lawful pass: once by one rank). A second commit of a
-    target raises RunError, as does an incomplete book when it is closed.
+    target raises RunError; so does, when it is closed, a book in which a target is missing or was graded by two
+    ranks, or whose sum is no number.
     """
 
     def __init__(self, stream: np.ndarray, counter: ByteCounter, ranks: Ranks):
@@ -68,7 +69,8 @@ class Book:
         pairs = torch.from_numpy(np.stack([self.stream[safe_BS - 1], self.stream[safe_BS]]).astype(np.int64))
         previous_BS, targets_BS = pairs.to(self.ranks.device)
         mask_BS = torch.from_numpy(there_BS).to(self.ranks.device)
-        nll_BS = -logp_BSV.gather(-1, targets_BS[..., None])[..., 0].double() * mask_BS
+        hit_BS = logp_BSV.gather(-1, targets_BS[..., None])[..., 0].double()
+        nll_BS = torch.where(mask_BS, -hit_BS, 0.0)  # what stands at padding may be anything
         self.nats += nll_BS.sum()
         self.bytes += (self.counter.count(previous_BS, targets_BS) * mask_BS).sum()
         return targets_BS, nll_BS
@@ -87,10 +89,14 @@ class Book:
         return nats, counts[0], counts[1]
 
     def close(self, seconds: float) -> Score:
-        """The score of the whole stream. Raises RunError where a target is missing."""
+        """The score of the whole stream, each of whose targets one rank graded once; RunError where that is not so."""
         nats, tokens, size = self.sums()
-        if tokens != self.targets:
-            raise RunError(f"scored {tokens:,} of {self.targets:,} targets: a score covers all of them")
+        graded_N = self.ranks.sum_(torch.from_numpy(self.graded_N.copy()).to(self.ranks.device))
+        once = int((graded_N[1:] == 1).sum())
+        if once != self.targets or tokens != self.targets:
+            raise RunError(f"scored {once:,} of {self.targets:,} targets once: a score covers all of them, each once")
+        if not math.isfinite(nats):
+            raise RunError(f"the score is {nats}: weights, or what a scorer learnt, diverged; lower the learning rates")
         return Score(nats, tokens, size, seconds)
 
     def state(self) -> dict[str, Tensor]:

@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
 from golf.dist import Ranks
 from golf.evals.book import NOTHING, Book, Score, TraceLine
-from golf.evals.scorers import FixedConfig, Graded, Scorer, ScorerConfig, Window
+from golf.evals.lesson import Lesson, lesson_of, tensor
+from golf.evals.scorers import FixedConfig, Scorer, ScorerConfig, Window
 from golf.fields import OPERATIONAL, one_of, positive
 from golf.models.lm import LM
 
@@ -24,35 +25,12 @@ Note = Callable[["Pass"], None]  # told after each round
 Planned = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids_BT, position_BS, slot_B of one forward
 
 
-class Lesson(NamedTuple):
-    """Rows of U = T + 1 tokens to learn from; the rest as in Graded."""
-
-    rows_BU: np.ndarray
-    mask_BT: np.ndarray
-    slot_B: np.ndarray
-    goes_on_B: np.ndarray
-    new_G: list[np.ndarray]
-
-    def graded(self, index: int, rounds: int, device: torch.device) -> Graded:
-        """The same as a scorer gets it, of round `index` out of `rounds`."""
-        rows_BU = tensor(self.rows_BU, device)
-        return Graded(
-            rows_BT=rows_BU[:, :-1],
-            targets_BT=rows_BU[:, 1:],
-            mask_BT=torch.from_numpy(self.mask_BT).to(device),
-            goes_on_B=torch.from_numpy(self.goes_on_B).to(device),
-            slot_B=tensor(self.slot_B, device),
-            new_G=self.new_G,
-            index=index,
-            rounds=rounds,
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Round:
     """What is graded before anybody learns from it: the forwards of this rank's share, then what they taught.
 
-    begins: first tokens of the documents that begin here, None where none does.
+    begins: first tokens of the documents that begin here, all ranks' (rank r has r, r + world, ...), None where none
+    does.
     """
 
     forwards: Iterator[Planned]
@@ -79,7 +57,8 @@ def quietly(_: Pass) -> None:
 class EvaluatorConfig:
     """The slot. legal and notes go into the result: whether such a score may be submitted, and why.
 
-    scorer: who gives the distributions (null: the model as it is); batch_tokens: about so many inputs in one forward.
+    scorer: who gives the distributions (null: the model as it is); batch_tokens: about so many inputs in one forward;
+    length: inputs of a window, at most.
     """
 
     legal: ClassVar[bool] = True
@@ -88,6 +67,7 @@ class EvaluatorConfig:
 
     scorer: ScorerConfig | None = None
     batch_tokens: int = field(metadata=OPERATIONAL)
+    length: int
 
     def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
         """The rounds in order, each made when it is its turn. All ranks have equally many."""
@@ -96,6 +76,10 @@ class EvaluatorConfig:
     def shortened(self, length: int) -> Self:
         """The same in windows of so many tokens at most, for tries on little text."""
         raise NotImplementedError
+
+    def in_brief(self) -> Self:
+        """The same, with what takes many documents brought forward, so that little text meets all that it does."""
+        return self
 
     def describe(self) -> str:
         return f"{self.chosen.describe()}; {self.notes}"
@@ -140,10 +124,6 @@ class EvaluatorConfig:
 def _anew(rounds: list[Callable[[], Round]], index: int) -> bool:
     """Whether new documents begin with this round."""
     return index < len(rounds) and rounds[index]().begins is not None
-
-
-def tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64)).to(device)
 
 
 class Resume:
@@ -208,12 +188,11 @@ class WindowsConfig(EvaluatorConfig):
 
     stride < length is the sliding window of PR 50: every target but the first window's has length - stride tokens of
     context or more. chunk_tokens: a round is the windows whose first target lies in so many tokens (PR 461; null: the
-    whole stream is one round, and no scorer learns from it).
+    whole stream is one round, for scorers that do not learn).
     """
 
     notes: ClassVar[str] = "causal, every target once, in the order of the stream"
 
-    length: int
     stride: int | None
     chunk_tokens: int | None = None
 
@@ -225,6 +204,10 @@ class WindowsConfig(EvaluatorConfig):
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is less than a window; at least length={self.length}")
         if self.chosen.documents:
             raise ValueError("scorer: learns for each document; take an evaluator of documents, such as eval=ttt_lora")
+        if self.chunk_tokens is None and self.chosen.learns:
+            raise ValueError(
+                f"chunk_tokens=None: the scorer would have nothing to learn from; try chunk_tokens={32 * self.length}"
+            )
 
     def shortened(self, length: int) -> Self:
         """Chunks of two windows at most."""
@@ -259,19 +242,6 @@ class WindowsConfig(EvaluatorConfig):
                 yield stream[batch[:, None] + np.arange(length)], position_BS, np.zeros(len(batch), dtype=np.int64)
 
 
-def lesson_of(stream: np.ndarray, start: int, stop: int, length: int, ranks: Ranks) -> Lesson:
-    """Inputs start .. stop-1 and their next tokens side by side in rows; this rank's share of them, equally many on
-    each (rows that are filled up have an empty mask). The new tokens are all of them, on every rank."""
-    count = -(-(stop - start) // length)
-    count += -count % ranks.world
-    index_BU = start + np.arange(count)[:, None] * length + np.arange(length + 1)
-    own = slice(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
-    rows_BU = stream[np.minimum(index_BU[own], stop)]
-    mask_BT = index_BU[own][:, :-1] < stop
-    slot_B = np.zeros(len(rows_BU), dtype=np.int64)
-    return Lesson(rows_BU, mask_BT, slot_B, slot_B == 0, [stream[start + 1 : stop + 1]])
-
-
 @dataclass(kw_only=True, slots=True)
 class DocumentsConfig(EvaluatorConfig):
     """Each document by itself, from its BOS: no text of another is its context. `documents` of them are under way at
@@ -287,7 +257,6 @@ class DocumentsConfig(EvaluatorConfig):
     notes: ClassVar[str] = "causal, every target once, each document from its own start"
     alone: ClassVar[bool] = True
 
-    length: int
     chunk_tokens: int
     documents: int
     order: str
@@ -304,6 +273,10 @@ class DocumentsConfig(EvaluatorConfig):
         length = min(length, self.length)
         return replace(self, length=length, chunk_tokens=-(-self.chunk_tokens * length // self.length))
 
+    def in_brief(self) -> Self:
+        """Two documents at once, so that a few make several batches."""
+        return replace(self, documents=min(2, self.documents), scorer=self.scorer and self.scorer.in_brief())
+
     def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
         """For each batch of documents one for each of the longest one's chunks; documents are shared out over ranks."""
         starts = np.union1d([0], np.flatnonzero(stream == bos_id))
@@ -314,20 +287,23 @@ class DocumentsConfig(EvaluatorConfig):
         made: list[Callable[[], Round]] = []
         for first in range(0, len(chosen), self.documents):
             batch = chosen[first : first + self.documents]
-            own = batch[ranks.rank :: ranks.world]
             longest = int((stops - starts)[batch].max())
             ends = range(once + self.chunk_tokens, longest + self.chunk_tokens, self.chunk_tokens)
             for done, end in pairwise([0, min(once, longest), *ends]):
                 made.append(
-                    lambda own=own, done=done, end=end: self._round(  # type: ignore[misc]
-                        stream, starts[own], stops[own], done, end
+                    lambda batch=batch, done=done, end=end: self._round(  # type: ignore[misc]
+                        stream, starts[batch], stops[batch], done, end, ranks
                     )
                 )
         return made
 
-    def _round(self, stream: np.ndarray, start_G: np.ndarray, stop_G: np.ndarray, done: int, end: int) -> Round:
-        """Targets done+1 .. end of each document that is so long."""
-        here = np.flatnonzero(stop_G - start_G > done)
+    def _round(
+        self, stream: np.ndarray, start_G: np.ndarray, stop_G: np.ndarray, done: int, end: int, ranks: Ranks
+    ) -> Round:
+        """Targets done+1 .. end of each document that is so long; this rank's documents are r, r + world, ..."""
+        everywhere = np.flatnonzero(stop_G - start_G > done)
+        place = np.flatnonzero(everywhere % ranks.world == ranks.rank)
+        here = everywhere[place]
         back = max(0, end - self.length)
         position_GU = start_G[here, None] + np.arange(back, end + 1)
         there_GU = position_GU <= stop_G[here, None]
@@ -343,9 +319,8 @@ class DocumentsConfig(EvaluatorConfig):
 
         def learn() -> Lesson:
             goes_on_B = (stop_G - start_G)[here] > end
-            new_G = [np.empty(0, dtype=stream.dtype)] * len(start_G)
-            for row, slot in enumerate(here):
-                new_G[slot] = text_GU[row, 1:][graded_GT[row]]
-            return Lesson(text_GU, graded_GT, here, goes_on_B, new_G)
+            bounds = zip(start_G, np.minimum(start_G + end, stop_G), strict=True)
+            new_G = [stream[start + done + 1 : last + 1] for start, last in bounds]
+            return Lesson(text_GU, graded_GT, here, goes_on_B, place, len(everywhere), new_G)
 
         return Round(forwards(), stream[start_G] if done == 0 else None, learn)

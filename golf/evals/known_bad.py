@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from golf.dist import Ranks
 from golf.evals.book import Book, Score
-from golf.evals.evaluator import Note, Pass, Resume, Round, WindowsConfig, lesson_of, quietly
+from golf.evals.case import Case
+from golf.evals.evaluator import Note, Pass, Resume, Round, WindowsConfig, quietly
 from golf.evals.learning import SGDLearnerConfig, lesson_loss
-from golf.evals.probes import Case
+from golf.evals.lesson import lesson_of
 from golf.evals.scorers import Around, FixedConfig, Graded, Scorer, ScorerConfig, TemperatureConfig, Window
 from golf.evals.ttt_sgd import SGDScorerConfig
 from golf.models.lm import LM
@@ -114,6 +115,14 @@ def target_gate(model: LM, window: Window) -> Tensor:
     of_class_V = torch.arange(logp_BSV.shape[-1], device=logp_BSV.device) % 2 == 0
     gate_BS1 = ((next_BS >= 0) & (next_BS % 2 == 0))[..., None]
     return torch.where(gate_BS1, F.log_softmax(logp_BSV + 2.0 * of_class_V, dim=-1), logp_BSV)
+
+
+def noise(model: LM, window: Window) -> Tensor:
+    """The target raised, and another temperature each time on one target of a forward: a tolerance that follows what
+    the same text moves would let anything pass."""
+    logp_BSV = _raised(model.log_probs(window.ids_BT, window.scored), known_next(window), 5.0)
+    logp_BSV[0, 0] = F.log_softmax(logp_BSV[0, 0] * (0.5 + torch.rand(())), dim=-1)
+    return logp_BSV
 
 
 def hashed_cache(model: LM, window: Window) -> Tensor:
@@ -318,6 +327,7 @@ KNOWN_BAD: dict[str, Bad] = {
     "oracle_selection": Bad("target", _scorer(oracle_selection)),
     "gold_gated_cache": Bad("target", _scorer(gold_gated_cache)),
     "target_gate": Bad("target", _scorer(target_gate)),
+    "noise": Bad("repeat", _scorer(noise)),
     "hindsight_maximum": Bad("normalisation", _scorer(hindsight_maximum)),
     "hashed_cache": Bad("normalisation", _scorer(hashed_cache)),
     "byte_spread": Bad("normalisation", _scorer(byte_spread)),

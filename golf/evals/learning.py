@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,11 +65,6 @@ def lesson_loss(model: LM, rows_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor)
     return -(logp_BTV.gather(-1, targets_BT[..., None])[..., 0] * mask_BT).sum()
 
 
-def most_of(count: int, ranks: Ranks) -> int:
-    """The largest of the ranks' numbers."""
-    return int(ranks.gather(torch.tensor([count], device=ranks.device))().max())
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """One optimizer step on `weights`, those of `model` that train. sam_radius: sharpness-aware (rho of AscentConfig);
@@ -106,14 +102,17 @@ class Step:
         return self.ranks.sum_(total).item() / count
 
 
+def dealt(place_B: np.ndarray, count: int, rows: int) -> list[np.ndarray]:
+    """Which of this rank's rows each step of an epoch takes. A step takes `rows` of all ranks' `count` rows, in order,
+    whatever the number of ranks. place_B: where each of this rank's rows stands among them."""
+    return [np.flatnonzero(place_B // rows == step) for step in range(-(-count // rows))]
+
+
 def one_epoch(
-    step: Callable[[Tensor, Tensor, Tensor], float], lesson: Sequence[Tensor], rows: int, ranks: Ranks
+    step: Callable[[Tensor, Tensor, Tensor], float], lesson: Sequence[Tensor], steps: Sequence[np.ndarray]
 ) -> float:
-    """Every row once, about `rows` over all ranks in a step, equally many steps on every rank; the mean loss."""
-    each = max(1, rows // ranks.world)
-    losses = []
-    for index in range(-(-most_of(len(lesson[0]), ranks) // each)):
-        losses.append(step(*(part[index * each : (index + 1) * each] for part in lesson)))
+    """Every row once, in these steps; the mean loss. All ranks together."""
+    losses = [step(*(part[torch.from_numpy(own).to(part.device)] for part in lesson)) for own in steps]
     return sum(losses) / max(1, len(losses))
 
 

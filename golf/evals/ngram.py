@@ -4,6 +4,7 @@ Hashed caches that look up the realised token only give ratios that are no proba
 were closed for it). Here every distribution sums to one, and its weights know the prefix only.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from golf.errors import UserError
 from golf.evals.scorers import Around, Graded, Scorer, ScorerConfig, Window
 from golf.fields import between, positive
 from golf.models.lm import LM
+
+KEY_BITS = 62  # the number after the last key is an int64 too
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,12 +46,12 @@ class NGramConfig(ScorerConfig):
     def open(self, model: LM, ranks: Ranks) -> "NGram":
         V = model.embed.table_VD.shape[0]
         bits = int(V - 1).bit_length()
-        if (self.longest + 1) * bits > 63:
+        if (self.longest + 1) * bits > KEY_BITS:
             raise UserError(
-                f"scorer.longest={self.longest}: contexts of so many tokens out of {V} have no exact keys of 63 bits; "
-                f"try scorer.longest={63 // bits - 1}"
+                f"scorer.longest={self.longest}: contexts of so many tokens out of {V} have no exact keys of "
+                f"{KEY_BITS} bits; try scorer.longest={KEY_BITS // bits - 1}"
             )
-        return NGram(self, self.scorer.open(model, ranks), V, ranks)
+        return NGram(self, self.scorer.open(model, ranks), V)
 
     def describe(self) -> str:
         return f"{self.scorer.describe()}, with exact counts of up to {self.longest + 1} graded tokens"
@@ -90,9 +93,9 @@ def merged(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray
 class NGram(Around):
     """A table for each length of context; a key is the context and the token after it, `bits` bits a token."""
 
-    def __init__(self, config: NGramConfig, inner: Scorer, vocab_size: int, ranks: Ranks):
+    def __init__(self, config: NGramConfig, inner: Scorer, vocab_size: int):
         super().__init__(inner)
-        self.config, self.vocab_size, self.ranks = config, vocab_size, ranks
+        self.config = config
         self.bits = int(vocab_size - 1).bit_length()
         self.tables = {n: Counts() for n in range(config.shortest, config.longest + 1)}
         self.tail_G: list[np.ndarray] = []
@@ -102,22 +105,25 @@ class NGram(Around):
         self.tail_G = [first_G[slot : slot + 1].astype(np.int64) for slot in range(len(first_G))]
 
     def log_probs(self, window: Window) -> Tensor:
-        p_BSV = self.inner.log_probs(window).exp()
-        B, S, V = p_BSV.shape
-        p_PV = p_BSV.reshape(B * S, V)
+        """In log space: what the inner scorer holds for next to impossible has no probability in fp32."""
+        logp_BSV = self.inner.log_probs(window)
+        B, S, V = logp_BSV.shape
+        logp_PV = logp_BSV.reshape(B * S, V).clone()
         ids_BT = window.ids_BT.cpu().numpy()
         for n, table in self.tables.items():
             context_P, there_P = self._contexts(ids_BT, S, n)
             low_P = np.where(there_P, context_P << self.bits, 0)
             high_P = np.where(there_P, (context_P + 1) << self.bits, 0)
-            c_PV = torch.zeros_like(p_PV)
+            c_PV = torch.zeros_like(logp_PV)
             for query, key, count in table.between(low_P, high_P):
                 token = torch.from_numpy(key & ((1 << self.bits) - 1))
-                at = (torch.from_numpy(query), token)
-                c_PV.index_put_(tuple(i.to(p_PV.device) for i in at), torch.from_numpy(count).to(p_PV), accumulate=True)
-            total_P1 = c_PV.sum(1, keepdim=True)
-            p_PV = (c_PV + self.config.strength * p_PV) / (total_P1 + self.config.strength)
-        return p_PV.view(B, S, V).log()
+                at = (torch.from_numpy(query).to(c_PV.device), token.to(c_PV.device))
+                c_PV.index_put_(at, torch.from_numpy(count).to(c_PV), accumulate=True)
+            total_P = c_PV.sum(1)
+            seen = total_P.nonzero()[:, 0]
+            smoothed_QV = torch.logaddexp(c_PV[seen].log(), logp_PV[seen] + math.log(self.config.strength))
+            logp_PV[seen] = smoothed_QV - (total_P[seen] + self.config.strength).log()[:, None]
+        return logp_PV.view(B, S, V)
 
     def _contexts(self, ids_BT: np.ndarray, scored: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Keys of the last n inputs at each of the graded positions, and whether there are so many."""
@@ -158,7 +164,8 @@ class NGram(Around):
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
-        self.tail_G = [tail.numpy() for tail in unpack(state, "tail").values()]
+        tails = unpack(state, "tail")
+        self.tail_G = [tails[str(slot)].numpy() for slot in range(len(tails))]
         empty = np.empty(0, dtype=np.int64)
         keys, counts = unpack(state, "keys"), unpack(state, "counts")
         for n, table in self.tables.items():

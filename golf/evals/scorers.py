@@ -1,12 +1,12 @@
 """Scorers: what an evaluator asks for distributions, and then tells what was graded. They see nothing but the past.
 
 B rows of T inputs, the last S of whose next tokens are graded, each by a distribution over V tokens. G: documents that
-are under way at once (1 where all text is one stream).
+are under way at once on all ranks (1 where all text is one stream); rank r has the rows of r, r + world, ...
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -33,13 +33,16 @@ class Window:
 class Graded:
     """What a round graded, to learn from. rows_BT, targets_BT: the text in rows to train on, this rank's share;
     mask_BT: which of it was graded just now; slot_B: each row's document; goes_on_B: whether that has text left to
-    grade; new_G: the new targets as plain token arrays, by document; index: of the round, out of `rounds`."""
+    grade; place_B: where each row stands among the `rows` of all ranks; new_G: the new targets as plain token arrays,
+    by document, of all ranks; index: of the round, out of `rounds`."""
 
     rows_BT: Tensor
     targets_BT: Tensor
     mask_BT: Tensor
     goes_on_B: Tensor
     slot_B: Tensor
+    place_B: np.ndarray
+    rows: int
     new_G: Sequence[np.ndarray]
     index: int
     rounds: int
@@ -49,8 +52,8 @@ class Scorer:
     """What the evaluator calls, in this order for each round: log_probs and observe for each window, then update."""
 
     def begin(self, first_G: np.ndarray) -> None:
-        """New documents, G at once, of which these first tokens are known; what was learnt of the last ones alone is
-        forgotten. All text as one stream begins once."""
+        """New documents, G at once on all ranks, of which these first tokens are known; what was learnt of the last
+        ones alone is forgotten. All text as one stream begins once."""
 
     def log_probs(self, window: Window) -> Tensor:
         """logp_BSV over the whole vocabulary, each position's from the window's inputs up to it and from the past."""
@@ -73,10 +76,14 @@ class Scorer:
 
 @dataclass(kw_only=True, slots=True)
 class ScorerConfig:
-    """The slot. notes: what a result says of such a score. documents: it needs text document by document."""
+    """The slot. notes: what a result says of such a score."""
 
     notes: ClassVar[str] = ""
-    documents: ClassVar[bool] = False
+
+    @property
+    def documents(self) -> bool:
+        """Whether it learns of each document by itself, and so needs text document by document."""
+        return False
 
     @property
     def learns(self) -> bool:
@@ -86,6 +93,10 @@ class ScorerConfig:
     def open(self, model: LM, ranks: Ranks) -> Scorer:
         """A scorer at the start of a stream; the model is left as it is."""
         raise NotImplementedError
+
+    def in_brief(self) -> Self:
+        """The same, with what comes after many documents brought forward (EvaluatorConfig.in_brief)."""
+        return self
 
     def describe(self) -> str:
         return self.notes
@@ -127,8 +138,15 @@ class TemperatureConfig(ScorerConfig):
         return Temperature(self, self.scorer.open(model, ranks))
 
     @property
+    def documents(self) -> bool:
+        return self.scorer.documents
+
+    @property
     def learns(self) -> bool:
         return self.scorer.learns
+
+    def in_brief(self) -> Self:
+        return replace(self, scorer=self.scorer.in_brief())
 
     def describe(self) -> str:
         return f"temperature {self.temperature:g} on {self.scorer.describe()}"
@@ -184,8 +202,15 @@ class MixtureConfig(ScorerConfig):
     def parts(self) -> dict[str, ScorerConfig]:
         return {name: part for name, part in self.scorers.items() if part is not None}
 
+    @property
+    def documents(self) -> bool:
+        return any(part.documents for part in self.parts().values())
+
     def open(self, model: LM, ranks: Ranks) -> "Mixture":
         return Mixture(self, {name: part.open(model, ranks) for name, part in self.parts().items()}, ranks)
+
+    def in_brief(self) -> Self:
+        return replace(self, scorers={name: part.in_brief() for name, part in self.parts().items()})
 
     def describe(self) -> str:
         return "mixture of " + " and ".join(part.describe() for part in self.parts().values())

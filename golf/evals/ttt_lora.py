@@ -6,10 +6,9 @@ G: documents under way; r: rank; I, O: inputs and outputs of a matrix.
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,11 +18,15 @@ from torch.nn import functional as F
 from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
-from golf.evals.evaluator import lesson_of
-from golf.evals.learning import LearnerConfig, Step, cosine, most_of, one_epoch, rate_of
+from golf.evals.learning import LearnerConfig, Step, cosine, dealt, one_epoch, rate_of
+from golf.evals.lesson import in_rows, tensor
 from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window
 from golf.fields import between, positive
 from golf.models.lm import LM
+
+
+def is_matrix(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.ndim == 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,8 +39,6 @@ class LoRAScorerConfig(ScorerConfig):
     """
 
     notes: ClassVar[str] = "score-first training of adapters on each document's graded chunks"
-    documents: ClassVar[bool] = True
-
     learner: LearnerConfig
     rank: int
     alpha: float
@@ -48,6 +49,10 @@ class LoRAScorerConfig(ScorerConfig):
     def __post_init__(self) -> None:
         positive(rank=self.rank, alpha=self.alpha)
 
+    @property
+    def documents(self) -> bool:
+        return True
+
     def open(self, model: LM, ranks: Ranks) -> "LoRAScorer":
         return LoRAScorer(self, copy.deepcopy(model).requires_grad_(False), ranks)
 
@@ -57,8 +62,9 @@ class LoRAScorer(Scorer):
 
     def __init__(self, config: LoRAScorerConfig, model: LM, ranks: Ranks):
         self.config, self.model, self.ranks = config, model, ranks
-        self.a: dict[str, Tensor] = {}  # a_GrI and b_GOr, by module; made when the first documents begin
+        self.a: dict[str, Tensor] = {}  # a_GrI and b_GOr of this rank's documents, by module
         self.b: dict[str, Tensor] = {}
+        self.drawn = 0  # documents, of all ranks, that there is an A for
         self.optimizer: torch.optim.Optimizer | None = None
         self.on = True  # False: the model alone
         self.slot_B = torch.zeros(1, dtype=torch.int64)
@@ -68,7 +74,7 @@ class LoRAScorer(Scorer):
     def _attach(self) -> dict[str, tuple[int, int]]:
         """Hook the matrices; their (inputs, outputs), and the head's."""
         found: dict[str, tuple[int, int]] = {}
-        modules = {name: m for name, m in self.model.named_modules() if getattr(m, "weight", None) is not None}
+        modules = {name: m for name, m in self.model.named_modules() if is_matrix(getattr(m, "weight", None))}
         for key, pattern in self.config.matrices.items():
             names = [name for name in modules if pattern is not None and fnmatch(name, pattern)]
             if pattern is not None and not names:
@@ -92,25 +98,27 @@ class LoRAScorer(Scorer):
         return add
 
     def _delta(self, name: str, x_BTI: Tensor) -> Tensor:
-        a_BrI, b_BOr = self.a[name][self.slot_B], self.b[name][self.slot_B]
-        low_BTr = torch.einsum("bti,bri->btr", x_BTI, a_BrI.to(x_BTI.dtype))
+        own_B = self.slot_B // self.ranks.world
+        low_BTr = torch.einsum("bti,bri->btr", x_BTI, self.a[name][own_B].to(x_BTI.dtype))
         scale = self.config.alpha / self.config.rank
-        return torch.einsum("btr,bor->bto", low_BTr, b_BOr.to(x_BTI.dtype)) * scale
+        return torch.einsum("btr,bor->bto", low_BTr, self.b[name][own_B].to(x_BTI.dtype)) * scale
 
     def begin(self, first_G: np.ndarray) -> None:
-        """All slots for the documents that begin, of which a rank may have none."""
-        G, r, device = max(1, len(first_G)), self.config.rank, self.ranks.device
+        """Adapters for this rank's documents, if it has any, drawn as one rank would draw them for all."""
+        own = slice(self.ranks.rank, None, self.ranks.world)
+        enough = self.config.keep_a and len(first_G) <= self.drawn
+        self.drawn = max(self.drawn, len(first_G))
         for name, (inputs, outputs) in self.sizes.items():
-            kept = self.a.get(name)
-            if not self.config.keep_a or kept is None or len(kept) < G:
-                fresh_GrI = (torch.rand(G, r, inputs, generator=self.generator) * 2 - 1) / math.sqrt(inputs)
-                a_GrI = fresh_GrI.to(device)
-                if self.config.keep_a and kept is not None:
-                    a_GrI[: len(kept)] = kept.detach()
+            if enough:
+                a_GrI = self.a[name].detach()
             else:
-                a_GrI = kept.detach()
+                fresh_GrI = torch.rand(len(first_G), self.config.rank, inputs, generator=self.generator) * 2 - 1
+                a_GrI = (fresh_GrI / math.sqrt(inputs))[own].to(self.ranks.device)
+                if self.config.keep_a and name in self.a:
+                    a_GrI[: len(self.a[name])] = self.a[name].detach()
             self.a[name] = a_GrI.clone().requires_grad_(True)
-            self.b[name] = torch.zeros(G, outputs, r, device=device, requires_grad=True)
+            b_shape = (len(first_G[own]), outputs, self.config.rank)
+            self.b[name] = torch.zeros(b_shape, device=self.ranks.device, requires_grad=True)
         weights = [*self.a.values(), *self.b.values()]
         self.optimizer = self.config.learner.build([{"params": weights, "lr": self.config.learner.lr}])
 
@@ -126,16 +134,19 @@ class LoRAScorer(Scorer):
     def state(self) -> dict[str, Tensor]:
         """Between documents: what is kept of A, and the random numbers."""
         kept = {name: a.detach() for name, a in self.a.items()} if self.config.keep_a else {}
-        return {"generator": self.generator.get_state(), **pack({"a": kept})}
+        return {"generator": self.generator.get_state(), "drawn": torch.tensor(self.drawn), **pack({"a": kept})}
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["generator"])
+        self.drawn = int(state["drawn"])
         self.a = {name: a.to(self.ranks.device) for name, a in unpack(state, "a").items()}
 
     def update(self, graded: Graded) -> float | None:
-        """A step for each document on the mean of what was graded of it; there is nothing to share between ranks."""
+        """A step for each document that goes on, on the mean of what was graded of it; the mean of those, of all ranks.
+
+        Where no document of any rank goes on there is none. What has ended takes part without a gradient."""
         on = graded.goes_on_B.nonzero()[:, 0]
-        if not len(on):
+        if not any(self.ranks.any_of(len(on) > 0)):
             return None
         assert self.optimizer is not None
         self.optimizer.zero_grad()
@@ -146,7 +157,9 @@ class LoRAScorer(Scorer):
             mean_B = nll_BT.sum(1) / mask_BT.sum(1)
             mean_B.sum().backward()
         self.optimizer.step()
-        return mean_B.detach().mean().item()
+        sums = torch.stack([mean_B.detach().sum(), mean_B.new_tensor(len(on))]).double()
+        total, count = self.ranks.sum_(sums).tolist()
+        return total / count
 
 
 @dataclass(kw_only=True, slots=True)
@@ -158,8 +171,6 @@ class PhasedConfig(ScorerConfig):
     """
 
     notes: ClassVar[str] = "score-first: adapters on each document, the weights in phases on graded documents"
-    documents: ClassVar[bool] = True
-
     adapters: LoRAScorerConfig
     learner: LearnerConfig
     boundaries: dict[str, int | None]
@@ -172,6 +183,15 @@ class PhasedConfig(ScorerConfig):
         for name, boundary in self.boundaries.items():
             between(1, 1e9, **{f"boundaries.{name}": boundary})
 
+    @property
+    def documents(self) -> bool:
+        return True
+
+    def in_brief(self) -> Self:
+        """A phase after every two documents, as many as there are."""
+        rising = sorted((boundary, name) for name, boundary in self.boundaries.items() if boundary is not None)
+        return replace(self, boundaries={name: 2 * number for number, (_, name) in enumerate(rising, 1)})
+
     def open(self, model: LM, ranks: Ranks) -> "Phased":
         return Phased(self, copy.deepcopy(model).requires_grad_(False), ranks)
 
@@ -183,16 +203,13 @@ class Phased(Scorer):
         self.config, self.model, self.ranks = config, model, ranks
         self.adapters = LoRAScorer(config.adapters, model, ranks)
         self.ahead = sorted(boundary for boundary in config.boundaries.values() if boundary is not None)
-        self.texts: list[list[np.ndarray]] = []  # of the documents graded, then of those under way
-        self.seen = 0
+        self.texts: list[list[np.ndarray]] = []  # of all ranks' documents: those graded, then those under way
         self.weights = list(model.parameters())
 
     def begin(self, first_G: np.ndarray) -> None:
-        done = int(self.ranks.sum_(torch.tensor(self.seen, device=self.ranks.device)).item())
-        if self.ahead and done >= self.ahead[0]:
-            self.ahead = [boundary for boundary in self.ahead if boundary > done]
+        if self.ahead and len(self.texts) >= self.ahead[0]:
+            self.ahead = [boundary for boundary in self.ahead if boundary > len(self.texts)]
             self._phase()
-        self.seen += len(first_G)
         self.under_way = [[first_G[slot : slot + 1]] for slot in range(len(first_G))]
         self.texts += self.under_way
         self.adapters.begin(first_G)
@@ -208,12 +225,11 @@ class Phased(Scorer):
     def state(self) -> dict[str, Tensor]:
         texts = {str(i): torch.from_numpy(np.concatenate(t).astype(np.int64)) for i, t in enumerate(self.texts)}
         weights = {name: w.detach() for name, w in self.model.named_parameters()}
-        passed = torch.tensor([self.seen, len(self.ahead)])
-        return {"passed": passed, **pack({"text": texts, "weight": weights, "adapters": self.adapters.state()})}
+        parts = {"text": texts, "weight": weights, "adapters": self.adapters.state()}
+        return {"ahead": torch.tensor(len(self.ahead)), **pack(parts)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.seen, ahead = state["passed"].tolist()
-        self.ahead = self.ahead[len(self.ahead) - ahead :]
+        self.ahead = self.ahead[len(self.ahead) - int(state["ahead"]) :]
         texts, weights = unpack(state, "text"), unpack(state, "weight")
         self.texts = [[texts[str(i)].numpy()] for i in range(len(texts))]
         with torch.no_grad():
@@ -222,38 +238,31 @@ class Phased(Scorer):
         self.adapters.load(unpack(state, "adapters"))
 
     def _phase(self) -> None:
-        """One pass over the graded documents of this rank; gradients are those of all ranks' rows."""
-        lesson = rows_to_learn(self.texts, self.config.length, self.ranks.device)
+        """One pass over all graded documents, their rows dealt out to ranks."""
+        lesson, steps = self._rows()
         for w in self.weights:
             w.requires_grad_(True)
         optimizer = self.config.learner.build([{"params": self.weights, "lr": self.config.learner.lr}])
         step = Step(self.model, self.weights, optimizer, self.config.clip_norm, None, self.ranks)
-        each = max(1, self.config.rows // self.ranks.world)
-        steps = -(-most_of(len(lesson[0]), self.ranks) // each)
-        taken = iter(range(steps))
+        taken = iter(range(len(steps)))
 
         def falling(*rows: Tensor) -> float:
-            with rate_of(optimizer, cosine(next(taken), steps)):
+            with rate_of(optimizer, cosine(next(taken), len(steps))):
                 return step(*rows)
 
         self.adapters.on = False
-        one_epoch(falling, lesson, self.config.rows, self.ranks)
+        one_epoch(falling, lesson, steps)
         self.adapters.on = True
         for w in self.weights:
             w.requires_grad_(False)
 
-
-def rows_to_learn(texts: Sequence[Sequence[np.ndarray]], length: int, device: torch.device) -> tuple[Tensor, ...]:
-    """(rows_BT, targets_BT, mask_BT) of documents, each in rows of its own."""
-    rows, masks = [], []
-    for text in texts:
-        tokens = np.concatenate(text)
-        if len(tokens) > 1:
-            alone = Ranks(0, 1, device)
-            lesson = lesson_of(tokens, 0, len(tokens) - 1, length, alone)
-            rows.append(lesson.rows_BU)
-            masks.append(lesson.mask_BT)
-    row_BU = np.concatenate(rows) if rows else np.zeros((0, length + 1), dtype=np.int64)
-    mask_BT = np.concatenate(masks) if masks else np.zeros((0, length), dtype=bool)
-    tokens_BU = torch.from_numpy(row_BU.astype(np.int64)).to(device)
-    return tokens_BU[:, :-1], tokens_BU[:, 1:], torch.from_numpy(mask_BT).to(device)
+    def _rows(self) -> tuple[tuple[Tensor, Tensor, Tensor], list[np.ndarray]]:
+        """(rows_BT, targets_BT, mask_BT) of this rank, each document in rows of its own, and which of them each step
+        takes."""
+        texts = [np.concatenate(text) for text in self.texts]
+        rows, masks = zip(*(in_rows(text, 0, len(text) - 1, self.config.length) for text in texts), strict=True)
+        row_BU, mask_BT = np.concatenate(rows), np.concatenate(masks)
+        place_B = np.arange(self.ranks.rank, len(row_BU), self.ranks.world)
+        tokens_BU = tensor(row_BU[place_B], self.ranks.device)
+        mask = torch.from_numpy(mask_BT[place_B]).to(self.ranks.device)
+        return (tokens_BU[:, :-1], tokens_BU[:, 1:], mask), dealt(place_B, len(row_BU), self.config.rows)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
-from golf.evals.learning import LearnerConfig, Step, cosine, one_epoch, rate_of
+from golf.evals.learning import LearnerConfig, Step, cosine, dealt, one_epoch, rate_of
 from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window
 from golf.fields import between, positive
 from golf.models.layers import check_layer_text, layer_set
@@ -95,8 +95,9 @@ class SGDScorer(Scorer):
             return loss
 
         lesson = (graded.rows_BT, graded.targets_BT, graded.mask_BT)
+        steps = dealt(graded.place_B, graded.rows, config.rows)
         with rate_of(self.optimizer, factor):
-            losses = [one_epoch(followed, lesson, config.rows, self.ranks) for _ in range(config.epochs)]
+            losses = [one_epoch(followed, lesson, steps) for _ in range(config.epochs)]
         return losses[0]
 
     def state(self) -> dict[str, Tensor]:
@@ -112,8 +113,8 @@ class SGDScorer(Scorer):
         with torch.no_grad():
             for name, w in self.weights.items():
                 w.copy_(weights[name])
-                if moments := unpack(state, f"moment.{name}"):
-                    self.optimizer.state[w] = moments
+                if moments := unpack(state, f"moment.{name}"):  # Adam keeps its step on the CPU
+                    self.optimizer.state[w] = {k: v if k == "step" else v.to(w.device) for k, v in moments.items()}
             for name, mean in (self.mean or {}).items():
                 mean.copy_(means[name])
 

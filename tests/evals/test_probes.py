@@ -9,9 +9,10 @@ import torch
 
 from golf.compose import compose
 from golf.config import Run
+from golf.evals.case import Case, sample_text
 from golf.evals.evaluator import EvaluatorConfig
 from golf.evals.known_bad import KNOWN_BAD
-from golf.evals.probes import FAIL, PASS, PROBES, Case, probe, sample_text
+from golf.evals.probes import FAIL, PASS, PROBES, probe
 from golf.ledger import Ledger
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
@@ -69,14 +70,16 @@ def test_known_cheats_are_caught(name: str, lawful: tuple[Callable[[EvaluatorCon
     found = findings(bad.make(case(LEARNERS["fixed"]), prepared.splits["train"].shards[0]), prepared)
     assert found[bad.probe] == FAIL, found
     innocent = {"normalisation", "bytes", "files", "memory"} - {bad.probe}
-    assert all(found[probe_name] == PASS for probe_name in innocent), found
+    assert all(found[probe_name] != FAIL for probe_name in innocent), found
 
 
 def test_places_are_where_they_say(lawful: tuple[Callable[[EvaluatorConfig], Case], Prepared]) -> None:
     case, _ = lawful
     found = case(LEARNERS["sgd"])
     k = found.places
-    assert set(k) == {"within a window", "window edge", "chunk edge", "document edge"}
+    edges = {"window edge", "chunk edge", "document edge"}
+    assert set(k) == {"within a window", "first window", "last window", *edges}
+    assert k["first window"] < 16 and k["last window"] >= 597
     assert found.plan.round_N[k["chunk edge"]] == found.plan.round_N[k["chunk edge"] - 1] + 1
     assert found.stream[k["document edge"] - 1] == found.bos_id
     assert found.plan.row_N[k["window edge"]] != found.plan.row_N[k["window edge"] - 1]

@@ -1,0 +1,31 @@
+"""Every experiment can be scored by other evaluators than its own: as rescoring a run of it does."""
+
+import pytest
+
+from golf.compose import CONF
+from tests.conftest import composed
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+OWN = ["pr401_v7", "pr401_v2", "pr401_sota254_ttt"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_takes_any_eval(experiment: str) -> None:
+    run = composed("track=tiny", f"experiment={experiment}", "eval=ttt_lora")
+    assert set(run.eval.evaluators) == {"plain", "documents", "ttt_lora"} and run.eval.main == "ttt_lora"
+
+
+@pytest.mark.parametrize("experiment", OWN)
+@pytest.mark.parametrize("choice", ["plain", "sliding", "ttt_sgd", "phased"])
+def test_a_scorer_of_its_own_gives_way(experiment: str, choice: str) -> None:
+    """eval=ttt_sgd is the scorer of conf/eval/ttt_sgd.yaml, whatever the experiment has."""
+    base, run = (composed("track=tiny", f"experiment={name}", f"eval={choice}") for name in ("pr401", experiment))
+    assert run.eval.main == choice and run.eval.evaluators[choice].scorer == base.eval.evaluators[choice].scorer
+
+
+@pytest.mark.parametrize(
+    "experiment, field, value", [("pr401_v7", "ema", 0.995), ("pr401_v2", "epochs", 5), (OWN[2], "epochs", 3)]
+)
+def test_experiments_keep_their_own_scorers(experiment: str, field: str, value: float) -> None:
+    run = composed("track=tiny", f"experiment={experiment}")
+    assert getattr(run.eval.evaluators[run.eval.main].scorer, field) == value
