@@ -39,7 +39,7 @@ def ids_for(run: Run, rows: int = 2, length: int = 24) -> Tensor:
 
 @pytest.fixture(params=CHOICES)
 def run(request: pytest.FixtureRequest, toy: Callable[..., Run]) -> Run:
-    return toy(request.param)
+    return toy(request.param, "scale.seq=0.03125")  # sizes by length as for texts of 32
 
 
 def test_initial_loss_is_log_vocab(run: Run) -> None:
