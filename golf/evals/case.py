@@ -63,8 +63,9 @@ def apart(one: Traced, two: Traced, which_N: np.ndarray) -> float:
     """The largest difference of the scores of these targets, nats; infinite where either is no number. What the first
     pass left out has no score to compare."""
     which_N = which_N & (one.graded_N > 0)
-    difference = np.abs(one.nll_N[which_N] - two.nll_N[which_N])
-    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0))
+    with np.errstate(invalid="ignore"):  # infinite in both
+        difference = np.abs(one.nll_N[which_N] - two.nll_N[which_N])
+    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max(initial=0))
 
 
 @dataclass

@@ -54,11 +54,12 @@ def future(case: Case) -> Finding:
 def target(case: Case) -> Finding:
     """C1 and C2: another token at k moves no score before k, nor the distribution that k is scored by.
 
-    Tried are tokens that would open a gate, three kinds at each place (candidates), there and at all that can be probed
+    Tried are tokens that would open a gate, three kinds at each place (candidate), there and at all that can be probed
     with it.
     """
     rule = "C1, C2: a distribution is fixed before its target is seen (#1017, #659, #1967; classes 2, 7, 8, 9)"
-    worst, where, probed = 0.0, "", set()
+    worst, where = 0.0, ""
+    probed: set[int] = set()
     for number, (name, k) in enumerate(case.places.items()):
         for kind in (LIKELIEST, *(KINDS[(2 * number + i) % len(KINDS)] for i in range(2))):
             stream = case.stream.copy()
@@ -67,7 +68,7 @@ def target(case: Case) -> Finding:
             changed = [int(place) for place in np.flatnonzero(stream != case.stream)]
             if not changed:
                 continue
-            probed |= {*changed}
+            probed.update(changed)
             past_N = np.logical_and.reduce([case.past(place) for place in changed])
             moved = _moved(case, case.trace(stream, frozenset(changed)), past_N, changed)
             if moved > worst:
@@ -106,7 +107,7 @@ def _moved(case: Case, found: Traced, past_N: np.ndarray, places: Sequence[int])
     for k in places:
         if k in case.base.logp and k in found.logp:
             one, two = (trace.logp[k].double().clamp_min(-20) for trace in (case.base, found))
-            worst = max(worst, float((one - two).abs().nan_to_num(nan=torch.inf).max()))
+            worst = max(worst, float((one - two).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
     return worst
 
 
