@@ -53,7 +53,7 @@ def test_every_yaml_composes_types_and_begins_with_a_comment(path: Path) -> None
 def test_composed_nodes_hold_all_fields(path: Path) -> None:
     for where, node in targets(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
         fields = {field.name for field in dataclasses.fields(get_class(node["_target_"]))}
-        slots = {"embed", "mixer", "mlp", "residual", "stack", "linear", "head", "weight_decay"}
+        slots = {"embed", "mixer", "mlp", "residual", "stack", "inner", "linear", "head", "weight_decay"}
         composed_elsewhere = slots | {"codec", "rounding", "calibration", "allocation", "scorer", "learner", "adapters"}
         assert fields - composed_elsewhere <= set(node), f"{path.name}{where} leaves out fields"
 

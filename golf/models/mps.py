@@ -45,8 +45,11 @@ class MPS(StackModule):
         self.start_D = nn.Parameter(torch.empty(D).normal_())
 
     def forward(self, x_BND: Tensor, context: Context) -> Tensor:
-        ids_BN = context.padded_ids()
-        B, N, D = x_BND.shape
+        return self.product(context.padded_ids()).to(x_BND.dtype)
+
+    @torch.compiler.disable  # a compiler would unroll the loop into one graph of all tokens
+    def product(self, ids_BN: Tensor) -> Tensor:
+        (B, N), D = ids_BN.shape, self.start_D.numel()
         a_BNDD = F.embedding(ids_BN, self.core_VF).view(B, N, D, D)
         h_BD = self.start_D.expand(B, D)
         states = []
@@ -55,7 +58,7 @@ class MPS(StackModule):
                 h_BD = h_BD.detach()
             h_BD = norm(torch.einsum("bd,bde->be", h_BD, a_BNDD[:, t]))
             states.append(h_BD)
-        return torch.stack(states, dim=1).to(x_BND.dtype)
+        return torch.stack(states, dim=1)
 
     def stored_depth(self) -> int:
         return 0
