@@ -18,12 +18,12 @@ from golf.errors import UserError
 from golf.evals.case import Case, sample_text
 from golf.evals.known_bad import KNOWN_BAD
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN, Finding, probe
+from golf.keeping import PASSES
 from golf.ledger import Ledger
 from golf.legality import broken_rules
 from golf.nodes import plain
 from golf.requantise import Source, open_source
 from golf.rundir import environment, write_json
-from golf.scoring import PASSES
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
 from golf.tokens.tokenizer import ByteCounter

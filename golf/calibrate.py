@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from golf.config import Budget, Run
+from golf.config import Budget, Recipe
 from golf.dist import Ranks
 from golf.errors import RunError
 from golf.ledger import Ledger
@@ -25,12 +25,11 @@ class Measured:
     power: dict[str, float]
 
 
-def calibrate(run: Run, prepared: Prepared, model: LM, ranks: Ranks, ledger: Ledger) -> Measured:
+def calibrate(run: Recipe, prepared: Prepared, model: LM, ranks: Ranks, ledger: Ledger) -> Measured:
     """Measure what this quantiser asks for, which may be nothing. All ranks call it."""
-    config = run.quant.calibration
-    hessians, gradients = run.quant.reads_hessians, run.quant.allocation.reads_gradients
-    if not hessians and not gradients:
+    if not (run.quant.reads_hessians or run.quant.allocation.reads_gradients):
         return Measured({}, {})
+    config = run.quant.calibration
     source = Source(
         model=model,
         length=run.batch.sequence_length,
@@ -46,20 +45,20 @@ def calibrate(run: Run, prepared: Prepared, model: LM, ranks: Ranks, ledger: Led
         ),
     )
     with ledger.phase("calibrate", *([run.loader.split] if config.reads_training else [])):
-        return Measured(
-            measure(config, source) if hessians else {}, gradient_power(config, source) if gradients else {}
-        )
+        hessians = measure(config, source) if run.quant.reads_hessians else {}
+        return Measured(hessians, gradient_power(config, source) if run.quant.allocation.reads_gradients else {})
 
 
-def reserved(run: Run, prepared: Prepared, model: LM, ranks: Ranks) -> tuple[Budget, float]:
+def reserved(run: Recipe, prepared: Prepared, model: LM, ranks: Ranks) -> tuple[Budget, float]:
     """(the budget that is left for steps, seconds kept for a calibration that counts as training).
 
     The seconds are measured: the second of two single passes, times how many there will be. All ranks call it. Raises
     RunError where nothing would be left for training.
     """
-    budget, quant = run.budget, run.quant
-    counts = quant.calibration.reads_training and (quant.reads_hessians or quant.allocation.reads_gradients)
-    if budget.max_seconds is None or not counts:
+    budget, quant, limit = run.budget, run.quant, run.budget.max_seconds
+    if limit is None or not run.quant.calibration.reads_training:
+        return budget, 0.0
+    if not (run.quant.reads_hessians or run.quant.allocation.reads_gradients):
         return budget, 0.0
     a_pass = run.batch.max_microbatch_sequences * run.batch.sequence_length * ranks.world
     short = replace(run, quant=replace(quant, calibration=replace(quant.calibration, tokens=a_pass)))
@@ -71,9 +70,9 @@ def reserved(run: Run, prepared: Prepared, model: LM, ranks: Ranks) -> tuple[Bud
         took = torch.tensor(time.perf_counter() - started, device=ranks.device)
     mean = ranks.sum_(took).item() / ranks.world
     seconds = SLACK * mean * max(1.0, quant.calibration.tokens / a_pass)
-    if seconds >= budget.max_seconds:
+    if seconds >= limit:
         raise RunError(
-            f"budget.max_seconds={budget.max_seconds}: the calibration alone takes {seconds:.1f} s of it; lower "
+            f"budget.max_seconds={limit}: the calibration alone takes {seconds:.1f} s of it; lower "
             "quant.calibration.tokens, or take quant/calibration=self, whose time does not count"
         )
-    return replace(budget, max_seconds=budget.max_seconds - seconds), seconds
+    return replace(budget, max_seconds=limit - seconds), seconds

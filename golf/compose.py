@@ -1,8 +1,10 @@
 """From conf/ to a typed Run: what the Hydra door, tests and benchmarks share. Only doors import this file."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -11,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from golf.config import Run, register_resolvers, typed
+from golf.config import Run, typed
 from golf.errors import UserError
 from golf.rundir import ROOT
 
@@ -85,3 +87,45 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
         return f"{' '.join(groups) or error}: a group takes the name of one of its options; --help lists them"
     message = str(error).split("Config search path:")[0]  # where Hydra looked is no help, and long
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+# ---------------------------------------------------------------- resolvers
+
+
+def register_resolvers() -> None:
+    """${width:512} and its kin: full-size numbers, scaled by the track's factors.
+
+    width: to a multiple of 16, or of a second argument (${width:640,20}: what ten heads need); depth and steps: whole,
+    at least 1, or a second argument (${depth:4,2}); seq: to a multiple of 16; batch: tokens, to whole sequences; area:
+    a count of elements of a width x width matrix.
+    """
+
+    def number(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{key}={value!r} is not a positive number; {key}=1 is the full size")
+        return float(value)
+
+    def scaled(full: Any, factor: float, unit: int, least: int = 1) -> int:
+        return max(least, round(float(full) * factor / unit)) * unit
+
+    def register(name: str, factor: str, unit: int, power: int = 1) -> None:
+        def resolve(full: Any, second: Any = None, *, _root_: Any) -> int:
+            by = number(f"scale.{factor}", _root_.scale[factor]) ** power
+            if second is None:
+                return scaled(full, by, unit)
+            return scaled(full, by, int(second)) if unit > 1 else scaled(full, by, unit, int(second))
+
+        OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+    def batch(full: Any, *, _root_: Any) -> int:
+        length = _root_.batch.sequence_length
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"batch.sequence_length={length!r} is not a length; set a whole number above 0")
+        return scaled(full, number("scale.batch", _root_.scale.batch), length)
+
+    register("width", "width", 16)
+    register("depth", "depth", 1)
+    register("steps", "steps", 1)
+    register("seq", "seq", 16)
+    register("area", "width", 1, power=2)
+    OmegaConf.register_new_resolver("batch", batch, replace=True)

@@ -1,12 +1,11 @@
 """The typed run: YAML names dataclasses, `typed` builds them with full key paths in every error, `fingerprint` names
-the result. This file (and the doors) are the only ones that know omegaconf; everything below gets plain dataclasses.
+the result. This file and golf/compose.py are the only ones that know omegaconf; all else gets plain dataclasses.
 """
 
 import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import re
 import types
 import typing
@@ -171,19 +170,14 @@ class Launch:
 
 
 @dataclass(kw_only=True, slots=True)
-class Run:
-    """One run, wholly: what conf/ composes to, what a worker reads, what a fingerprint names."""
+class Recipe:
+    """What decides what comes of a run, but its data: all that a submission is made of."""
 
-    label: str
-    sweep_label: str | None
     seed: int
-    track: str
     cap_bytes: int
-    scale: Scale
     budget: Budget
     batch: Batch
     compute: Compute
-    data: DataConfig
     loader: LoaderConfig
     curriculum: dict[str, CurriculumConfig | None]
     model: LMConfig
@@ -196,23 +190,10 @@ class Run:
     quant: QuantConfig
     codec: CodecConfig | None
     eval: EvalConfig
-    log: LogConfig
-    launch: Launch
-    checkpoint: Checkpoint
-    plan: bool
-    resume: str
-    rerun: bool
-    outputs: str
-    data_dir: str
 
     def __post_init__(self) -> None:
-        one_of("resume", self.resume, RESUMES)
         positive(cap_bytes=self.cap_bytes)
         between(0, 2**31 - 1, seed=self.seed)
-        for name in ("label", "sweep_label"):
-            value = getattr(self, name)
-            if value is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", value):
-                raise ValueError(f"{name}={value!r} names a folder; use at most 100 letters, digits and . _ + -")
 
     @property
     def chosen_codec(self) -> CodecConfig:
@@ -228,6 +209,33 @@ class Run:
         """The batches of this run on so many ranks. Raises UserError where they can't be cut so."""
         full = Shape(self.batch.sequences, self.batch.sequence_length)
         return Batches(full, self.curriculum, self.batch.max_microbatch_sequences, world)
+
+
+@dataclass(kw_only=True, slots=True)
+class Run(Recipe):
+    """One run, wholly: what conf/ composes to, what a worker reads, what a fingerprint names."""
+
+    label: str
+    sweep_label: str | None
+    track: str
+    scale: Scale
+    data: DataConfig
+    log: LogConfig
+    launch: Launch
+    checkpoint: Checkpoint
+    plan: bool
+    resume: str
+    rerun: bool
+    outputs: str
+    data_dir: str
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        one_of("resume", self.resume, RESUMES)
+        for name in ("label", "sweep_label"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", value):
+                raise ValueError(f"{name}={value!r} names a folder; use at most 100 letters, digits and . _ + -")
 
 
 # ---------------------------------------------------------------- typed
@@ -353,45 +361,3 @@ def fingerprint(run: Run, data_digest: str, *, with_seed: bool = True) -> str:
     if not with_seed:
         del node["seed"]
     return hashlib.sha256(json.dumps(node, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------- resolvers
-
-
-def register_resolvers() -> None:
-    """${width:512} and its kin: full-size numbers, scaled by the track's factors.
-
-    width: to a multiple of 16, or of a second argument (${width:640,20}: what ten heads need); depth and steps: whole,
-    at least 1, or a second argument (${depth:4,2}); seq: to a multiple of 16; batch: tokens, to whole sequences; area:
-    a count of elements of a width x width matrix.
-    """
-
-    def number(key: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{key}={value!r} is not a positive number; {key}=1 is the full size")
-        return float(value)
-
-    def scaled(full: Any, factor: float, unit: int, least: int = 1) -> int:
-        return max(least, round(float(full) * factor / unit)) * unit
-
-    def register(name: str, factor: str, unit: int, power: int = 1) -> None:
-        def resolve(full: Any, second: Any = None, *, _root_: Any) -> int:
-            by = number(f"scale.{factor}", _root_.scale[factor]) ** power
-            if second is None:
-                return scaled(full, by, unit)
-            return scaled(full, by, int(second)) if unit > 1 else scaled(full, by, unit, int(second))
-
-        OmegaConf.register_new_resolver(name, resolve, replace=True)
-
-    def batch(full: Any, *, _root_: Any) -> int:
-        length = _root_.batch.sequence_length
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"batch.sequence_length={length!r} is not a length; set a whole number above 0")
-        return scaled(full, number("scale.batch", _root_.scale.batch), length)
-
-    register("width", "width", 16)
-    register("depth", "depth", 1)
-    register("steps", "steps", 1)
-    register("seq", "seq", 16)
-    register("area", "width", 1, power=2)
-    OmegaConf.register_new_resolver("batch", batch, replace=True)

@@ -12,17 +12,16 @@ from torch import Tensor
 from golf.artifact.file import read_artifact, write_artifact
 from golf.averaging import weights_of
 from golf.calibrate import Measured, calibrate
-from golf.checkpoint import save_tensors
-from golf.config import Run
+from golf.config import Recipe
 from golf.dist import Ranks
 from golf.evals.book import Score
+from golf.keeping import Keeping, LoopState
 from golf.ledger import Ledger
 from golf.legality import broken_rules
-from golf.loop import LoopState, Trained
+from golf.loop import Trained
 from golf.models.lm import LM
 from golf.quant.allocation import fit
-from golf.rundir import RunDir
-from golf.scoring import EvalFiles, Scoring
+from golf.scoring import Scoring
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import file_sha256
@@ -31,9 +30,9 @@ WARM_UP_STEPS = 5  # left out of step_ms: caches and allocators settle
 
 
 def export(
-    run: Run,
+    run: Recipe,
     prepared: Prepared,
-    folder: RunDir,
+    keeping: Keeping,
     ranks: Ranks,
     sinks: Sink,
     state: LoopState,
@@ -49,7 +48,7 @@ def export(
         raw = scoring.score(model)
     weights = averager.averages(weights_of(model))
     if ranks.first:
-        save_tensors(folder.weights, weights, {"step": state.step})
+        keeping.weights(weights, state.step)
     pre_quant = raw
     if not averager.identity:
         with ledger.phase("eval", run.eval.split), averager.applied(model):
@@ -62,7 +61,9 @@ def export(
         measured = calibrate(run, prepared, model, ranks, ledger)
     fitted: dict[str, Any] = {}
     if ranks.first:
-        fitted = store(run, prepared, weights, averager.name(), model.stored_roles(), folder.artifact, ledger, measured)
+        fitted = store(
+            run, prepared, weights, averager.name(), model.stored_roles(), keeping.artifact, ledger, measured
+        )
         if fitted:
             sinks.note(told(fitted, run.cap_bytes))
     ranks.barrier()
@@ -70,7 +71,7 @@ def export(
     # ---------------------------------------------------------------- scores of what was read back
     return {
         "raw_bpb": raw.bpb,
-        **score_artifact(run, folder.artifact, model, averager.name(), scoring, pre_quant.bpb, ranks, sinks, ledger),
+        **score_artifact(run, keeping, model, averager.name(), scoring, pre_quant.bpb, ranks, sinks, ledger),
         **_time_part(run, state, ledger),
         "quant_seconds": quant_seconds(ledger),
         "fit": fitted or None,
@@ -87,8 +88,8 @@ def export(
 
 
 def score_artifact(
-    run: Run,
-    path: Path,
+    run: Recipe,
+    keeping: Keeping,
     model: LM,
     weights: str,
     scoring: Scoring,
@@ -98,11 +99,11 @@ def score_artifact(
     ledger: Ledger,
 ) -> dict[str, Any]:
     """Read the file into a fresh model and score that; model: what was trained; weights: which of its weights."""
-    artifact = read_artifact(path)
+    artifact = read_artifact(keeping.artifact)
     fresh = artifact.model.to(ranks.device)
     fresh.compute_dtype, fresh.attend = model.compute_dtype, model.attend
     scores: dict[str, Score] = {}
-    files = EvalFiles(path.parent, file_sha256(path), sinks.note)
+    files = keeping.evaluation(file_sha256(keeping.artifact), sinks.note)
     for name in run.eval.evaluators:
         with ledger.phase("eval", run.eval.split):
             scores[name] = scoring.score(fresh, name, files)
@@ -116,7 +117,7 @@ def score_artifact(
 
 
 def store(
-    run: Run,
+    run: Recipe,
     prepared: Prepared,
     weights: dict[str, Tensor],
     name: str,
@@ -169,7 +170,7 @@ def told(fitted: dict[str, Any], cap_bytes: int) -> str:
     return f"fit: steps times {factor:.3f} make {size:,} of {cap_bytes:,} bytes ({fitted['tries']} files tried{reason})"
 
 
-def _score_part(run: Run, weights: str, pre_quant_bpb: float, scores: dict[str, Score]) -> dict[str, Any]:
+def _score_part(run: Recipe, weights: str, pre_quant_bpb: float, scores: dict[str, Score]) -> dict[str, Any]:
     main, post_quant = scores[run.eval.main], scores["plain"]
     evals = {
         name: {
@@ -195,7 +196,7 @@ def _score_part(run: Run, weights: str, pre_quant_bpb: float, scores: dict[str, 
     }
 
 
-def _size_part(run: Run, artifact_bytes: int, model: LM, fresh: LM) -> dict[str, Any]:
+def _size_part(run: Recipe, artifact_bytes: int, model: LM, fresh: LM) -> dict[str, Any]:
     stored = sum(parameter.numel() for parameter in fresh.parameters())
     return {
         "artifact_bytes": artifact_bytes,
@@ -218,7 +219,7 @@ def quant_seconds(ledger: Ledger) -> float:
     return sum(ledger.phases[name]["seconds"] for name in ("calibrate", "quantise", "encode"))
 
 
-def _time_part(run: Run, state: LoopState, ledger: Ledger) -> dict[str, Any]:
+def _time_part(run: Recipe, state: LoopState, ledger: Ledger) -> dict[str, Any]:
     phases, counted = ledger.phases, ledger.counted()
     settled = state.step_seconds[WARM_UP_STEPS:] or state.step_seconds
     return {

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from golf.averaging import Averager, weights_of
 from golf.calibrate import reserved
-from golf.checkpoint import load_tensors, pack, save_tensors, unpack
-from golf.config import Budget, Run
+from golf.config import Budget, Recipe
 from golf.curriculum import Batches
 from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
+from golf.keeping import Keeping, LoopState, Parts
 from golf.late import Late, begun
 from golf.ledger import Ledger
 from golf.losses import Loss
@@ -27,36 +27,13 @@ from golf.models.kernels import Backend, choose_backend
 from golf.models.lm import LM, Forward
 from golf.optim.optimizer import Optimizer
 from golf.qat import QAT
-from golf.rundir import RunDir
 from golf.schedules import Tick
 from golf.scoring import Scoring
 from golf.sinks import Sink
-from golf.tokens.loader import Loader
 from golf.tokens.prepare import Prepared
 
 RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
 SETTLED_STEPS = 5  # before so many there is no estimate: the first may have waited for a compiler
-
-
-@dataclass(slots=True)
-class LoopState:
-    """What must survive a restart, beside tensors and the loader's position.
-
-    step_seconds: one entry a step; earlier_seconds: what processes before this one took, up to the last save.
-    """
-
-    step: int = 0
-    earlier_seconds: float = 0.0
-    train_seconds: float = 0.0
-    train_tokens: int = 0
-    saved_step: int | None = None
-    phases: dict[str, Any] = field(default_factory=dict)
-    step_seconds: list[float] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-
-    def wall_seconds(self) -> float:
-        """Since the run began, this process and those before it."""
-        return self.earlier_seconds + time.perf_counter() - self.started
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +99,7 @@ def due(state: LoopState, every: int | None) -> bool:
 
 
 def train(
-    run: Run, prepared: Prepared, folder: RunDir, ranks: Ranks, sinks: Sink, state: LoopState, ledger: Ledger
+    run: Recipe, prepared: Prepared, keeping: Keeping, ranks: Ranks, sinks: Sink, state: LoopState, ledger: Ledger
 ) -> Trained:
     """Train to the end of the budget, or raise Stopped with the state saved. `state` is kept current throughout."""
     # ---------------------------------------------------------------- data and model
@@ -132,7 +109,7 @@ def train(
     sinks.note(f"attention: {backend.name} ({backend.reason}); precision: {str(dtype).removeprefix('torch.')}")
     model = run.model.build().to(ranks.device)
     model.compute_dtype, model.attend, model.loss = dtype, backend.attend, Loss(run.loss)
-    scoring = Scoring(run.eval, prepared, ranks, folder.path)
+    scoring = Scoring(run.eval, prepared, ranks, keeping)
     loader = run.loader.open(
         prepared.splits[run.loader.split].shards,
         bos_id=prepared.bos_id,
@@ -145,15 +122,14 @@ def train(
     optimizer = run.optimizer.build(model, dtype, ranks)
     averager = run.average.build(weights_of(model))
     compiled = partial(torch.compile, dynamic=False) if run.compute.compile else as_it_is
-    qat = QAT(run.qat, model, run.quant, compiled)
+    qat = QAT(compiled(model)) if run.qat is None else run.qat.build(model, run.quant, compiled)
     late = Late() if run.late is None else run.late.build(model, compiled)
     batches = run.batches(ranks.world)
 
     # ---------------------------------------------------------------- resume
-    if run.resume == "auto" and folder.checkpoint.exists():
-        restore(folder, model, optimizer, averager, late, loader, state)
-        ledger.phases.update(state.phases)
-        sinks.note(f"resumed at step {state.step} from {folder.checkpoint.name}")
+    parts = Parts(model, optimizer, averager, late, loader)
+    if resumed := keeping.restore(parts, state, ledger):
+        sinks.note(resumed)
 
     # ---------------------------------------------------------------- warm-up of compiled shapes, outside the clock
     if run.compute.compile:
@@ -168,23 +144,19 @@ def train(
         sinks.note(f"{kept_seconds:.1f} s of the budget are kept for calibration, as measured")
 
     # ---------------------------------------------------------------- the loop: N + 1 times, the last without a step
-    saved_at = time.monotonic()
     record: dict[str, Any] = {}
     with StopRequest().listening() as request:
         while True:
             over = is_over(budget, state)
             if record and (due(state, run.eval.every_steps) and not over):
                 with ledger.phase("eval", run.eval.split), averager.applied(model):
-                    record["val_bpb"] = scoring.score(model).bpb
-            if record and (due(state, run.log.every_steps) or state.step == 1 or over or "val_bpb" in record):
+                    score = scoring.score(model)
+                    record |= {"val_loss": score.loss, "val_bpb": score.bpb}
+            if record and (due(state, sinks.every_steps) or state.step == 1 or over or "val_bpb" in record):
                 sinks.step(record)
-            overdue = (
-                run.checkpoint.every_seconds is not None and time.monotonic() - saved_at > run.checkpoint.every_seconds
-            )
-            stopping, overdue = ranks.any_of(request.signum > 0, overdue)
-            if stopping or over or overdue or due(state, run.checkpoint.every_steps):
-                save(folder, model, optimizer, averager, late, loader, state, ledger, ranks)
-                saved_at = time.monotonic()
+            stopping, saving = ranks.any_of(request.signum > 0, keeping.due(state))
+            if stopping or over or saving:
+                keeping.save(parts, state, ledger, ranks)
             if stopping:
                 raise Stopped(request.signum or signal.SIGTERM, state.step)
             if over:
@@ -218,7 +190,7 @@ def train(
     return Trained(model, averager, scoring, backend)
 
 
-def describe(run: Run, state: LoopState, loss: float, multiplier: float) -> dict[str, Any]:
+def describe(run: Recipe, state: LoopState, loss: float, multiplier: float) -> dict[str, Any]:
     """The record of one step for the sinks."""
     median = statistics.median(state.step_seconds[-RECENT_STEPS:])
     by_steps = (run.budget.max_steps - state.step) * median if run.budget.max_steps is not None else float("inf")
@@ -263,7 +235,7 @@ def as_it_is(module: nn.Module) -> nn.Module:
 
 
 def warm_up(
-    forwards: list[Forward], optimizer: Optimizer, batches: Batches, run: Run, device: torch.device, *, stages: int
+    forwards: list[Forward], optimizer: Optimizer, batches: Batches, run: Recipe, device: torch.device, *, stages: int
 ) -> None:
     """Compile forward and backward of every pass, stage and shape on made-up tokens: no text read, no weight moved."""
     graphs = len(forwards) * len(batches.forwards()) * stages
@@ -277,54 +249,3 @@ def warm_up(
             for _ in range(2):
                 torch.stack(list(forward(x_BT, y_BT, stage).values())).sum().backward()
             optimizer.zero_grad()
-
-
-def save(
-    folder: RunDir,
-    model: LM,
-    optimizer: Optimizer,
-    averager: Averager,
-    late: Late,
-    loader: Loader,
-    state: LoopState,
-    ledger: Ledger,
-    ranks: Ranks,
-) -> None:
-    """Write the checkpoint on rank 0; the other ranks give what they hold of it and wait until it stands."""
-    moments = optimizer.state() if state.saved_step != state.step else {}
-    if ranks.first and state.saved_step != state.step:
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
-            raise RunError(f"weights are no numbers any more at step {state.step}; lower the learning rates")
-        state.phases = ledger.phases
-        meta = asdict(state) | {"saved_step": state.step, "earlier_seconds": state.wall_seconds()}
-        meta |= {"loader": loader.state(), "late": late.state()}
-        del meta["started"]
-        tensors = pack(
-            {
-                "model": dict(model.named_parameters()),
-                "optimizer": moments,
-                "average": averager.state(),
-                "late": late.tensors(),
-                "loop": {"rng": torch.get_rng_state()},
-            }
-        )
-        save_tensors(folder.checkpoint, tensors, meta)
-        folder.set_status("running", step=state.step)
-    state.saved_step = state.step
-    ranks.barrier()
-
-
-def restore(
-    folder: RunDir, model: LM, optimizer: Optimizer, averager: Averager, late: Late, loader: Loader, state: LoopState
-) -> None:
-    """Take back everything that save() wrote."""
-    tensors, meta = load_tensors(folder.checkpoint)
-    model.load_state_dict(unpack(tensors, "model"))
-    optimizer.load(unpack(tensors, "optimizer"))
-    device = next(model.parameters()).device
-    averager.load({name: tensor.to(device) for name, tensor in unpack(tensors, "average").items()})
-    late.load(meta.pop("late"), unpack(tensors, "late"))
-    torch.set_rng_state(unpack(tensors, "loop")["rng"])
-    loader.seek(meta.pop("loader"))
-    for name, value in meta.items():
-        setattr(state, name, value)

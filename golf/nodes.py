@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
+def target_of(cls: type) -> str:
+    """The import path of a config class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def plain(value: Any, *, operational: bool = True) -> Any:
     """Dataclasses to nested dicts with `_target_`, nulls included; lists, dicts and primitives as they are.
 
@@ -14,8 +19,8 @@ def plain(value: Any, *, operational: bool = True) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f for f in dataclasses.fields(value) if operational or not f.metadata.get("operational")]
-        target = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"_target_": target, **{f.name: plain(getattr(value, f.name), operational=operational) for f in fields}}
+        named = {"_target_": target_of(type(value))}
+        return named | {f.name: plain(getattr(value, f.name), operational=operational) for f in fields}
     if isinstance(value, dict):
         return {key: plain(item, operational=operational) for key, item in value.items()}
     if isinstance(value, list | tuple):

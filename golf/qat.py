@@ -26,31 +26,44 @@ class QATConfig:
 
     strength: Schedule
 
+    def build(self, model: LM, quant: QuantConfig, compiled: Callable[[nn.Module], Forward]) -> "RoundingQAT":
+        """compiled: torch.compile or nothing, for either pass. Raises UserError where `quant` rounds nothing."""
+        return RoundingQAT(self.strength, compiled(model), Rounded(model, rounding_formats(model, quant)), compiled)
+
 
 class QAT:
-    """Which forward pass a step takes: the plain model or the one with rounded weights; config None is always plain."""
+    """Which forward pass a step takes; the base class is the null object, always the plain model's."""
 
-    def __init__(
-        self, config: QATConfig | None, model: LM, quant: QuantConfig, compiled: Callable[[nn.Module], Forward]
-    ):
-        """compiled: torch.compile or nothing, for either pass. Raises UserError where `quant` rounds nothing."""
-        self.schedule = None if config is None else config.strength
-        self.plain = compiled(model)
-        if config is not None:
-            rounded = Rounded(model, rounding_formats(model, quant))
-            self.strength, self.rounded = rounded.strength, compiled(rounded)
+    def __init__(self, plain: Forward):
+        self.plain = plain
 
     def forward(self, tick: Tick) -> Forward:
         """The forward pass of the step at `tick`."""
-        strength = 0.0 if self.schedule is None else self.schedule(tick)
+        return self.plain
+
+    def forwards(self) -> list[Forward]:
+        """Every pass that a run may take, for the warm-up of compiled ones."""
+        return [self.plain]
+
+
+class RoundingQAT(QAT):
+    """The plain model's pass, or the one with rounded weights where the strength is above 0."""
+
+    def __init__(
+        self, schedule: Schedule, plain: Forward, rounded: "Rounded", compiled: Callable[[nn.Module], Forward]
+    ):
+        super().__init__(plain)
+        self.schedule, self.strength, self.rounded = schedule, rounded.strength, compiled(rounded)
+
+    def forward(self, tick: Tick) -> Forward:
+        strength = self.schedule(tick)
         if strength == 0.0:
             return self.plain
         self.strength.fill_(strength)
         return self.rounded
 
     def forwards(self) -> list[Forward]:
-        """Every pass that a run may take, for the warm-up of compiled ones."""
-        return [self.plain] if self.schedule is None else [self.plain, self.rounded]
+        return [self.plain, self.rounded]
 
 
 def rounding_formats(model: LM, quant: QuantConfig) -> dict[str, FormatConfig]:

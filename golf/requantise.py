@@ -13,6 +13,7 @@ from golf.config import Run, fingerprint, typed
 from golf.dist import Ranks, pick_device, pick_precision
 from golf.errors import UserError
 from golf.export import quant_seconds, score_artifact, store, told
+from golf.keeping import Kept
 from golf.launcher import jobs
 from golf.ledger import Ledger
 from golf.legality import broken_rules
@@ -90,6 +91,7 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
         began_as = rundir.environment()
         ranks = Ranks(0, 1, pick_device(run.compute.device))
         model = load_model(source, ranks)
+        keeping = Kept(folder, run.checkpoint, run.resume)
         train = source.result["phases"]["train"]
         ledger.add("train", source.result["train_seconds"], tuple(train["reads"]))
         fitted = make(model, folder, ranks, ledger)
@@ -97,7 +99,7 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
             sinks.note(told(fitted, run.cap_bytes))
         ledger.phases["train"]["opened"] = train.get("opened", [])
         pre_quant_bpb = source.result["pre_quant_bpb"]
-        scoring = Scoring(run.eval, prepared, ranks, folder.path)
+        scoring = Scoring(run.eval, prepared, ranks, keeping)
         was = source.run.eval
         if (run.eval.split, run.eval.evaluators["plain"]) != (was.split, was.evaluators["plain"]):
             with ledger.phase("eval", run.eval.split):
@@ -105,7 +107,7 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
         broken = [*broken_rules(run), *of_training(source.result["legality"])]
         average, counted, limit = source.result["average"], ledger.counted(), run.budget.max_seconds
         measured = {key: source.result[key] for key in KEPT} | {
-            **score_artifact(run, folder.artifact, model, average, scoring, pre_quant_bpb, ranks, sinks, ledger),
+            **score_artifact(run, keeping, model, average, scoring, pre_quant_bpb, ranks, sinks, ledger),
             "phases": ledger.phases,
             "counted_seconds": counted,
             "in_time": limit is None or counted <= limit + source.result["step_ms_mean"] / 1000,

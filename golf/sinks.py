@@ -24,11 +24,13 @@ WANDB_INIT_SECONDS = 20
 WANDB_FINISH_SECONDS = 60
 WANDB_TAG_LENGTH = 64
 # Names of a step's record that mean something else in the result: W&B may not take the last step's for the result's.
-FINAL_ONLY = ("val_bpb", "step_ms")
+FINAL_ONLY = ("val_bpb", "val_loss", "step_ms")
 
 
 class Sink:
-    """Receives what a run measures, on rank 0 only; the base class drops it."""
+    """Receives what a run measures, on rank 0 only; the base class drops it. every_steps: how often it wants a step."""
+
+    every_steps = 1
 
     def step(self, record: dict[str, Any]) -> None:
         """One logged step: step, loss, step_ms, seconds_left, and val_bpb where it was scored."""
@@ -43,8 +45,8 @@ class Sink:
 class Sinks(Sink):
     """Several sinks as one. A tracker never raises; a full disk does, and ends the run with what was saved."""
 
-    def __init__(self, members: list[Sink]):
-        self.members = members
+    def __init__(self, members: list[Sink], every_steps: int = 1):
+        self.members, self.every_steps = members, every_steps
 
     def step(self, record: dict[str, Any]) -> None:
         for member in self.members:

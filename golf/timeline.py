@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.table import Table
 
 from golf.config import Run
+from golf.keeping import LoopState
 from golf.late import Late, begun
-from golf.loop import SETTLED_STEPS, LoopState, as_it_is, tick_of
+from golf.loop import SETTLED_STEPS, as_it_is, tick_of
 from golf.models.lm import LM
 from golf.nodes import configs
 from golf.schedules import Schedule, Start, Switch, Tick

@@ -17,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from golf import checks, plan, result, rundir
-from golf.compose import CONF, VERSION_BASE, composing, run_of
-from golf.config import Run, register_resolvers
+from golf.compose import CONF, VERSION_BASE, composing, register_resolvers, run_of
+from golf.config import Run
 from golf.errors import UserError, in_one_line
 from golf.launcher import jobs
 from golf.launcher.slots import whole_machine

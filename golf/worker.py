@@ -22,8 +22,9 @@ from golf.checkpoint import load_meta
 from golf.config import Run, typed
 from golf.errors import RunError, UserError
 from golf.export import export
+from golf.keeping import Kept, LoopState
 from golf.ledger import Ledger
-from golf.loop import LoopState, Stopped, train
+from golf.loop import Stopped, train
 from golf.rundir import RunDir, environment, read_json, write_json
 from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
 from golf.tokens.prepare import Prepared
@@ -91,11 +92,12 @@ def work(
     ledger = Ledger()
     began_as = environment() if ranks.first else {}  # now: the code may be edited while the run goes on
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
+    keeping = Kept(folder, run.checkpoint, run.resume)
     finished = None
     try:
         with ledger.watching(prepared.files()):
-            trained = train(run, prepared, folder, ranks, sinks, state, ledger)
-            measured = export(run, prepared, folder, ranks, sinks, state, ledger, trained)
+            trained = train(run, prepared, keeping, ranks, sinks, state, ledger)
+            measured = export(run, prepared, keeping, ranks, sinks, state, ledger, trained)
         if ranks.first:
             names = {"fingerprint": config["fingerprint"], "config_hash": config["config_hash"]}
             finished = result.assemble(run, prepared, **names, measured=measured | {"environment": began_as})
@@ -123,7 +125,7 @@ def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:
         "config": config["run"],
     }
     tracker = run.log.build(folder.path, facts, notes.note)
-    return Sinks([console, log, JsonlSink(folder.metrics, from_step), tracker])
+    return Sinks([console, log, JsonlSink(folder.metrics, from_step), tracker], run.log.every_steps)
 
 
 def explain(error: BaseException, state: LoopState) -> tuple[int, str, bool]:

@@ -15,9 +15,10 @@ from golf.compose import compose
 from golf.dist import ALONE
 from golf.evals.known_bad import KNOWN_BAD
 from golf.evals.probes import FAIL, PASS, UNKNOWN
+from golf.keeping import PASSES, EvalFiles
 from golf.reports.load import traces
 from golf.requantise import open_source
-from golf.scoring import PASSES, EvalFiles, Scoring
+from golf.scoring import Scoring
 from tests.conftest import toy_overrides
 from tests.test_loop import Job
 

@@ -20,9 +20,10 @@ from golf.compose import CONF, compose
 from golf.config import Run
 from golf.dist import Ranks
 from golf.errors import RunError, UserError
+from golf.keeping import LoopState
 from golf.launcher import jobs
 from golf.launcher.slots import whole_machine
-from golf.loop import LoopState, accumulate, warm_up
+from golf.loop import accumulate, warm_up
 from golf.rundir import RunDir, choose_folder
 from golf.scoring import Scoring
 from golf.worker import explain

@@ -12,7 +12,7 @@ from golf.config import Run
 from golf.errors import UserError
 from golf.loop import as_it_is
 from golf.models.lm import LM
-from golf.qat import QAT, Rounded, rounding_formats
+from golf.qat import Rounded, rounding_formats
 from golf.quant.formats import FormatConfig, IntConfig, decode_one
 from golf.schedules import Tick
 from tests.conftest import composed
@@ -114,8 +114,8 @@ def test_compile_does_not_drop_it(toy: Toy) -> None:
     def compiled(module: nn.Module) -> Callable:
         return torch.compile(module, dynamic=False, fullgraph=True, backend=backend)
 
-    qat = QAT(run.qat, model, run.quant, compiled)
-    eager = QAT(run.qat, model, run.quant, as_it_is)
+    qat = run.qat.build(model, run.quant, compiled)
+    eager = run.qat.build(model, run.quant, as_it_is)
     x_BT, y_BT = batch(run)
     losses = [qat.forward(tick)(x_BT, y_BT, 0)["nll"].item() for tick in (BEFORE, AFTER, BEFORE, AFTER)]
     expected = [eager.forward(tick)(x_BT, y_BT, 0)["nll"].item() for tick in (BEFORE, AFTER)]
@@ -130,7 +130,7 @@ def test_compile_does_not_drop_it(toy: Toy) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "qat").glob("*.yaml")))
 def test_every_qat_is_off_at_first_and_on_at_the_end(name: str, toy: Toy) -> None:
     run = toy(f"qat={name}")
-    qat = QAT(run.qat, moved(run), run.quant, as_it_is)
+    qat = run.qat.build(moved(run), run.quant, as_it_is)
     assert qat.forward(BEFORE) is qat.plain and qat.forward(AFTER) is qat.rounded and qat.strength == 1.0
 
 

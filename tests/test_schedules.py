@@ -5,7 +5,8 @@ import math
 import pytest
 
 from golf.config import Budget
-from golf.loop import LoopState, is_over, tick_of
+from golf.keeping import LoopState
+from golf.loop import is_over, tick_of
 from golf.schedules import AlongRate, Constant, Cooldown, Ramp, Start, Switch, Taper, Tick, Warmdown, Warmup
 
 NOW = Tick(0, 0.0, 100)

@@ -14,8 +14,9 @@ from golf.config import Run
 from golf.dist import ALONE, Ranks
 from golf.errors import RunError
 from golf.evals.book import Score
+from golf.keeping import PASSES, EvalFiles
 from golf.models.lm import LM
-from golf.scoring import PASSES, EvalFiles, Scoring
+from golf.scoring import Scoring
 from golf.tokens.prepare import Prepared
 from tests.conftest import toy_overrides
 from tests.ranks import on_ranks

@@ -127,7 +127,7 @@ def _anew(rounds: list[Callable[[], Round]], index: int) -> bool:
 
 
 class Resume:
-    """Where a pass that was cut off is kept; golf/scoring.py has the one that writes files."""
+    """Where a pass that was cut off is kept; golf/keeping.py has the one that writes files."""
 
     def load(self, going: Pass) -> float:
         """Put the pass where it was; returns the seconds it had taken."""

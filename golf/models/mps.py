@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from golf.fields import between, positive
-from golf.models.norms import norm
+from golf.models.norms import NORM_EPS, norm
 from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule
 
 
@@ -45,20 +46,10 @@ class MPS(StackModule):
         self.start_D = nn.Parameter(torch.empty(D).normal_())
 
     def forward(self, x_BND: Tensor, context: Context) -> Tensor:
-        return self.product(context.padded_ids()).to(x_BND.dtype)
-
-    @torch.compiler.disable  # a compiler would unroll the loop into one graph of all tokens
-    def product(self, ids_BN: Tensor) -> Tensor:
-        (B, N), D = ids_BN.shape, self.start_D.numel()
-        a_BNDD = F.embedding(ids_BN, self.core_VF).view(B, N, D, D)
-        h_BD = self.start_D.expand(B, D)
-        states = []
-        for t in range(N):
-            if self.detach is not None and t and t % self.detach == 0:
-                h_BD = h_BD.detach()
-            h_BD = norm(torch.einsum("bd,bde->be", h_BD, a_BNDD[:, t]))
-            states.append(h_BD)
-        return torch.stack(states, dim=1)
+        ids_BN = context.padded_ids()
+        a_BNDD = F.embedding(ids_BN, self.core_VF).unflatten(-1, (x_BND.shape[-1], -1))
+        h_BND: Tensor = states(self.start_D, a_BNDD, self.detach)
+        return h_BND.to(x_BND.dtype)
 
     def stored_depth(self) -> int:
         return 0
@@ -68,3 +59,56 @@ class MPS(StackModule):
 
     def repeated_params(self) -> int:
         return self.start_D.numel() ** 2  # the matrix that a token is multiplied by
+
+
+# An operator, its backward pass too: left open to torch.compile, the loop would be unrolled into a graph of all tokens.
+@torch.library.custom_op("golf::mps_states", mutates_args=())
+def states(start_D: Tensor, a_BNDD: Tensor, detach: int | None) -> Tensor:
+    """h_BND: each h is norm(h A) of the one before; no gradient passes a multiple of `detach`."""
+    h_BD, found = start_D.expand(len(a_BNDD), -1), []
+    for a_BDD in a_BNDD.unbind(1):
+        h_BD = norm(torch.einsum("bd,bde->be", h_BD, a_BDD))
+        found.append(h_BD)
+    return torch.stack(found, dim=1)
+
+
+@states.register_fake
+def _(start_D: Tensor, a_BNDD: Tensor, detach: int | None) -> Tensor:
+    return a_BNDD.new_empty(a_BNDD.shape[:-1])
+
+
+@torch.library.custom_op("golf::mps_states_backward", mutates_args=())
+def states_backward(
+    gradient_BND: Tensor, start_D: Tensor, a_BNDD: Tensor, h_BND: Tensor, detach: int | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of start_D and a_BNDD. With y = h A and r = 1 / rms(y), that of y is r (g - h mean(g h))."""
+    before_BND = torch.cat((start_D.expand(len(h_BND), 1, -1), h_BND[:, :-1]), dim=1)
+    y_BND = torch.einsum("bnd,bnde->bne", before_BND, a_BNDD)
+    r_BN1 = (y_BND.square().mean(dim=-1, keepdim=True) + NORM_EPS).rsqrt()
+    g_BD, found = torch.zeros_like(gradient_BND[:, 0]), []
+    for t in reversed(range(h_BND.shape[1])):
+        g_BD, h_BD = g_BD + gradient_BND[:, t], h_BND[:, t]
+        found.append(r_BN1[:, t] * (g_BD - h_BD * (g_BD * h_BD).mean(dim=-1, keepdim=True)))
+        cut = detach is not None and t > 0 and t % detach == 0
+        g_BD = torch.zeros_like(g_BD) if cut else torch.einsum("be,bde->bd", found[-1], a_BNDD[:, t])
+    dy_BND = torch.stack(found[::-1], dim=1)
+    return g_BD.sum(dim=0), torch.einsum("bnd,bne->bnde", before_BND, dy_BND)
+
+
+@states_backward.register_fake
+def _(
+    gradient_BND: Tensor, start_D: Tensor, a_BNDD: Tensor, h_BND: Tensor, detach: int | None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(start_D), torch.empty_like(a_BNDD)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    start_D, a_BNDD, ctx.detach = inputs
+    ctx.save_for_backward(start_D, a_BNDD, output)
+
+
+def _differentiate(ctx: Any, gradient_BND: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *states_backward(gradient_BND, *ctx.saved_tensors, ctx.detach), None
+
+
+states.register_autograd(_differentiate, setup_context=_keep)

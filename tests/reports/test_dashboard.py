@@ -13,7 +13,8 @@ import pytest
 import wandb
 
 from golf.config import Run
-from golf.loop import LoopState, describe
+from golf.keeping import LoopState
+from golf.loop import describe
 from golf.reports import dashboard
 from tests.test_loop import SCHEMA_KEYS
 
