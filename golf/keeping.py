@@ -204,7 +204,7 @@ class FileResume(Resume):
         self.path, self.identity, self.ranks = path, identity, ranks
         self.saved = time.monotonic()
 
-    def load(self, going: Pass) -> float:
+    def take_up(self, going: Pass) -> float:
         tensors, meta = load_tensors(self.path) if self.path.exists() else ({}, {})
         done = meta["done"] if meta.get("identity") == self.identity else 0
         dones = self.ranks.gather(torch.tensor([done], device=self.ranks.device))()
@@ -215,7 +215,7 @@ class FileResume(Resume):
         going.scorer.load(unpack(tensors, "scorer"))
         return meta["seconds"]
 
-    def save(self, going: Pass, seconds: float) -> None:
+    def keep(self, going: Pass, seconds: float) -> None:
         (due,) = self.ranks.any_of(time.monotonic() - self.saved > SAVE_SECONDS)
         if not due or going.done == going.rounds:
             return

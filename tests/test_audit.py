@@ -235,7 +235,7 @@ def test_a_score_that_was_cut_off_goes_on(
     full = Scoring(config, source.prepared, ALONE).stream()
     model = auditing.case_of(source, "plain").model
     whole = scoring.score(model, choice)
-    monkeypatch.setattr("golf.scoring.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("golf.keeping.SAVE_SECONDS", 0.0)
     files = EvalFiles(tmp_path, "artifact", lambda line: None)
     chosen, rounds = type(config.evaluators[choice]), []
     grade = chosen.grade

@@ -31,7 +31,7 @@ class Cut(Exception):
 
 @pytest.fixture(autouse=True)
 def each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("golf.scoring.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("golf.keeping.SAVE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ class CutOnRanks:
 
     def __call__(self, ranks: Ranks) -> int:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("golf.scoring.SAVE_SECONDS", 0.0)
+            patched.setattr("golf.keeping.SAVE_SECONDS", 0.0)
             run = compose(toy_overrides(self.toy_folder, NGRAM))
             scoring = short(Scoring(run.eval, prepared_of(run, self.toy_folder), ranks))
             torch.manual_seed(0)

@@ -95,13 +95,13 @@ class EvaluatorConfig:
         rounds = self.rounds(book.stream, bos_id, ranks)
         going = Pass(book, self.chosen.open(model, ranks), len(rounds))
         if resume is not None:
-            started -= resume.load(going)
+            started -= resume.take_up(going)
         for index in range(going.done, len(rounds)):
             self.grade(going, rounds[index](), index)
             note(going)
             # what a scorer learnt of the documents under way is not kept
             if resume is not None and (not self.chosen.documents or _anew(rounds, index + 1)):
-                resume.save(going, time.perf_counter() - started)
+                resume.keep(going, time.perf_counter() - started)
         return book.close(time.perf_counter() - started)
 
     def grade(self, going: Pass, round_: Round, index: int) -> None:
@@ -129,11 +129,11 @@ def _anew(rounds: list[Callable[[], Round]], index: int) -> bool:
 class Resume:
     """Where a pass that was cut off is kept; golf/keeping.py has the one that writes files."""
 
-    def load(self, going: Pass) -> float:
+    def take_up(self, going: Pass) -> float:
         """Put the pass where it was; returns the seconds it had taken."""
         raise NotImplementedError
 
-    def save(self, going: Pass, seconds: float) -> None:
+    def keep(self, going: Pass, seconds: float) -> None:
         """Keep it, if it is time to."""
         raise NotImplementedError
 

@@ -7,8 +7,3 @@ TARGETS: dict[type, str] = {}
 def target_of(cls: type) -> str:
     """The name of a config class in artifacts: the bundle's are golf's own, byte for byte."""
     return TARGETS[cls]
-
-
-def config_classes() -> dict[str, type]:
-    """name -> class of every config that an artifact may name."""
-    return {path: cls for cls, path in TARGETS.items()}

@@ -23,7 +23,6 @@ SCRIPT = "golf.submission.script"
 # What stands in for code that a bundle has no use for.
 INSTEAD = {
     Name("golf.nodes", "target_of"): Name("golf.submission.inline", "target_of"),
-    Name("golf.artifact.file", "config_classes"): Name("golf.submission.inline", "config_classes"),
 }
 Method = ast.FunctionDef | ast.AsyncFunctionDef
 
