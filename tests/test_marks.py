@@ -24,7 +24,8 @@ BREAKS = {"the run": {"legal": False}, "its evaluator": {"evals": {"plain": EVAL
 @pytest.fixture(params=[*BREAKS, "nothing"])
 def found(request: pytest.FixtureRequest) -> tuple[dict[str, Any], bool]:
     """A result, and whether it breaks a rule."""
-    return result(1, 2.0, evals=EVALS, label="base-cheat") | BREAKS.get(request.param, {}), request.param in BREAKS
+    entry = result(1, 2.0, evals=EVALS, label="base-cheat", quant_seconds=0.1)
+    return entry | BREAKS.get(request.param, {}), request.param in BREAKS
 
 
 def test_a_sweep_marks_it(
