@@ -1,7 +1,8 @@
 """What is submitted: every started seed of one configuration, as run folders hold them, and the file of its code."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,23 @@ def gather(paths: Sequence[Path], row: str | None, ship: str) -> Entry:
     assert isinstance(node, dict)
     run: Run = typed(node["run"], "", Run)
     prepared = Prepared.load(Path(node["prepared"]["folder"]))
-    source = bundle(run, f"{found.name}: written by golf from one typed configuration.")
+    source = source_of(run)
     return Entry(
-        row=found, registered=registered, run=run, prepared=prepared, source=source, packed=pack(source), ship=ship
+        row=found, registered=registered, run=run, prepared=prepared, source=source, packed=packed(source), ship=ship
     )
+
+
+def source_of(run: Run) -> str:
+    """The readable script of a run, the same for each of its seeds."""
+    return bundle(replace(run, seed=0), f"{run.label}: written by golf from one typed configuration.")
+
+
+def code_of(run: Run) -> Packed:
+    """The run's code as it would be shipped."""
+    return packed(source_of(run))
+
+
+packed = cache(pack)  # seconds each time
 
 
 def _of_sweep(paths: Sequence[Path], row: str | None) -> tuple[Row, list[int]]:

@@ -1,11 +1,11 @@
 """A script made small: minified, compressed, and wrapped in a file that unpacks and runs itself."""
 
 import ast
-import importlib.util
 import lzma
 from dataclasses import dataclass
 
-from golf.errors import UserError
+import brotli
+import python_minifier
 
 # A module has to be there where the file runs; lzma is in the standard library.
 LZMA_FILTERS = [
@@ -41,10 +41,6 @@ def minified(source: str) -> str:
 
     Attributes keep their names, since artifacts and state_dicts hold them.
     """
-    if importlib.util.find_spec("python_minifier") is None:
-        raise UserError("the package python-minifier is not installed; pip install python-minifier")
-    import python_minifier
-
     tree = _Bare().visit(ast.parse(source))
     return python_minifier.minify(
         ast.unparse(ast.fix_missing_locations(tree)),
@@ -132,8 +128,6 @@ def wrap_lzma(script: bytes) -> bytes:
 
 def wrap_brotli(script: bytes) -> bytes:
     """Brotli at its highest, in the same form; the package brotli has to be there."""
-    import brotli
-
     stream = brotli.compress(script, mode=brotli.MODE_TEXT, quality=11, lgwin=24)
     return _file("import brotli;exec(brotli.decompress(", stream, "))")
 
