@@ -49,8 +49,10 @@ def _over_time(entry: Entry, track: Track) -> Iterator[Reason]:
     limit = MAX_SECONDS if track.record else own
     for seed, result in entry.results.items():
         trained, scored = result["counted_seconds"], result["evals"][result["eval_main"]]["seconds"]
-        if not result["in_time"] or (limit != own and limit is not None and trained > limit):
-            yield Reason("over_time", f"seed {seed}: {trained:.1f} s count as training, over {limit or own:g} s")
+        if not result["in_time"]:
+            yield Reason("over_time", f"seed {seed}: {trained:.1f} s count as training, over its limit of {own} s")
+        elif limit is not None and limit != own and trained > limit:
+            yield Reason("over_time", f"seed {seed}: {trained:.1f} s count as training, over {limit:g} s")
         if limit is not None and scored > limit:
             yield Reason("over_time", f"seed {seed}: scoring took {scored:.1f} s, over {limit:g} s")
 
