@@ -11,6 +11,12 @@ RECIPE = Recipe.__name__
 UNKNOWN = object()
 
 
+def takes_recipe(node: ast.stmt) -> bool:
+    """Whether fold() may change it."""
+    arguments = [part for part in ast.walk(node) if isinstance(part, ast.arg)]
+    return any(_is_recipe(argument.annotation) for argument in arguments)
+
+
 def fold(node: ast.stmt, recipe: Recipe, edits: Edits) -> None:
     """Cut decided branches out of every function of a definition, in its tree (places kept) and in its text."""
     for function in [part for part in ast.walk(node) if isinstance(part, ast.FunctionDef)]:

@@ -29,17 +29,8 @@ SCRIPT, READABLE, REQUIREMENTS, TOKENIZER = (
     "requirements.txt",
     "tokenizer.model",
 )
-OF_GOLF = (
-    "hydra.",
-    "seed",
-    "outputs",
-    "data_dir",
-    "launch",
-    "log",
-    "label",
-    "sweep_label",
-    "rerun",
-)  # not of the recipe
+# Keys that are no part of the recipe, or name a place on somebody's machine.
+OF_GOLF = ("hydra.", "seed", "outputs", "data_dir", "data.path", "launch", "log", "label", "sweep_label", "rerun")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

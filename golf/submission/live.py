@@ -15,7 +15,7 @@ from typing import Any
 from golf.config import Recipe
 from golf.nodes import configs
 from golf.submission.edits import Edits, first_line
-from golf.submission.fold import fold
+from golf.submission.fold import fold, takes_recipe
 from golf.submission.modules import Code, Definition, Module, Name, module, reads
 
 CHECK = "__post_init__"
@@ -90,7 +90,8 @@ class Reach:
             return
         for name in definition.names:
             self.names.add(Name(definition.module.name, name))
-        one = Live(definition, copy.deepcopy(definition.node), Edits(definition.module.lines))
+        whole = copy.deepcopy if takes_recipe(definition.node) else copy.copy  # copies of trees are slow
+        one = Live(definition, whole(definition.node), Edits(definition.module.lines))
         self.live[id(definition)] = one
         fold(one.node, self.recipe, one.edits)
         if not isinstance(one.node, ast.ClassDef):

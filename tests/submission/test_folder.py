@@ -108,7 +108,7 @@ def set_in(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
     ("change", "message"),
     [
         (set_in("seed_results", "2", "config_hash", to="0" * 64), "seeds ran 2 different configurations"),
-        (set_in("cap_bytes", to=60_000), "over the cap of 60,000"),
+        (set_in("cap_bytes", to=30_000), "over the cap of 30,000"),
         (set_in("val_bpb", to=1.0), "val_bpb=1.0: the seeds' mean is"),
         (set_in("bytes_code", to=5), "submission.json counts 5"),
         (set_in("code_sha256", to="0" * 64), "is not the file that submission.json names"),
