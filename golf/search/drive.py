@@ -138,7 +138,7 @@ def launch(search: Search, plan: Plan, base: Sequence[str], label: str, compose:
     _check(search, control.run)
     folder, run = sweep.sweep_folder(ends), control.run
     if run.launch.status or run.launch.dry_run or run.plan:
-        _show(search, plan, [control, *ends], folder)
+        _show(search, plan, control, ends)
         return None
     pool = pool_for([run] * search.trials)
     prepared = sweep.ready_data([control, *ends])[0]
@@ -183,9 +183,9 @@ def _check(search: Search, run: Run) -> None:
         )
 
 
-def _show(search: Search, plan: Plan, cells: Sequence[Cell], folder: Path) -> None:
+def _show(search: Search, plan: Plan, control: Cell, ends: Sequence[Cell]) -> None:
     """The ends of the space, or where each trial stands; nothing is touched."""
-    run = cells[0].run
+    run, cells, folder = control.run, [control, *ends], sweep.sweep_folder(ends)
     title = f"{folder.name}: {plan.purpose}" if plan.purpose else folder.name
     begun = (folder / JOURNAL).exists()
     lines = table.lines_of(Book(folder / JOURNAL, search), folder, run.eval.split) if begun else None
@@ -194,6 +194,8 @@ def _show(search: Search, plan: Plan, cells: Sequence[Cell], folder: Path) -> No
             print(f"{folder.name}: no trial yet")
         else:
             table.show(lines, title)
+        if (confirmation := sweep.sweep_folder([control]) / "STATUS.md").exists():
+            print(f"of the best, with fresh seeds: {confirmation}")
         return
     if run.launch.dry_run:
         tables.show_cells(cells, find(cells), f"{title}; the control and the ends of the space")
