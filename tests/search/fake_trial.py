@@ -37,8 +37,8 @@ def main() -> int:
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "train_seconds": step / 10, "val_bpb": score}) + "\n")
         saved.write_text(str(step))
-        if step == 4 and away > 1.0 and (folder.parent / "patient").exists():
-            time.sleep(100)  # until it is told to stop, however late the launcher looks
+        if step == 4 and away > 1.0 and (wait := folder.parent / "wait").exists():
+            time.sleep(float(wait.read_text()))  # however late the launcher looks
     result = {"schema": 1, "status": "done", "fingerprint": config["fingerprint"], "steps": steps, "fits": True}
     result |= {"val_bpb": 2.0 + away, "quant_gap_bpb": 0.0, "artifact_bytes": 1, "total_bytes": 1, "cap_bytes": 2}
     (folder / "result.json").write_text(json.dumps(result | {"environment": {}}))

@@ -61,7 +61,10 @@ def test_a_kill_before_the_values_were_drawn_loses_nothing(file: Path, tmp_path:
     book._seed(0)
     half = book.study.ask()
     search().space["a.lr"].suggest(half, "a.lr")
+    copy = tmp_path / "copy"
+    copy.write_bytes(file.read_bytes())
     (again,) = Book(file, search()).open()
+    assert Book(copy, search()).open() == [again], "what is drawn now has its seed too"
     assert again.values["a.lr"] == undisturbed.values["a.lr"] and set(again.values) == set(SPACE)
 
 

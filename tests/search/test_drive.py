@@ -85,7 +85,7 @@ def starts(folder: Path) -> list[str]:
 
 
 def test_a_search_finds_stops_and_tells(go: Go, folder: Path, capsys: pytest.CaptureFixture) -> None:
-    (folder / "patient").touch()
+    (folder / "wait").write_text("100")
     found = go()
     assert found is not None and found.failed == 0 and found.registered == (5, 6)
     trials = trials_in(folder)
@@ -111,6 +111,14 @@ def test_a_search_finds_stops_and_tells(go: Go, folder: Path, capsys: pytest.Cap
     assert again == found and starts(folder) == before, "nothing that was told runs again"
     more = go({"trials": 8})
     assert more is not None and len(starts(folder)) == len(before) + 1, "a larger search goes on"
+
+
+def test_nobody_is_stopped_before_the_warmup_is_over(go: Go, folder: Path) -> None:
+    (folder / "wait").write_text("4")
+    go({"warmup": 0.6})
+    trials = trials_in(folder)
+    assert any((trial.bpb or 0) > 3 for trial in trials), "some deserve it"
+    assert all(trial.state == "done" or (trial.step or 0) >= 5 for trial in trials), "and wait at step 4 for long"
 
 
 def test_a_killed_launcher_loses_no_trial(go: Go, folder: Path) -> None:
