@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -34,7 +35,7 @@ class Board:
         self.broken = False
         self.to_come = 0  # cells that are in `tasks` only later
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
