@@ -145,14 +145,21 @@ class Book:
             if step not in known:
                 trial.report(bpb, step)
 
+    def diverged(self, number: int) -> str:
+        """Says so where a trial's last score is no number; else empty."""
+        frozen = self._frozen()[number]
+        if frozen.last_step is None or np.isfinite(frozen.intermediate_values[frozen.last_step]):
+            return ""
+        return f"its score at step {frozen.last_step} is no number"
+
     def behind(self, number: int) -> str:
         """Why a trial is to be stopped by its scores so far; empty where it is not."""
+        if why := self.diverged(number):
+            return why
         frozen = self._frozen()[number]
         if frozen.last_step is None:
             return ""
         last = frozen.intermediate_values[frozen.last_step]
-        if not np.isfinite(last):
-            return f"its score at step {frozen.last_step} is no number"
         if self.search.keep is not None and self._trial(number).should_prune():
             return f"{last:.4f} BPB at step {frozen.last_step} is not among the best {self.search.keep:.0%} there"
         return ""

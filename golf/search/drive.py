@@ -81,6 +81,10 @@ class Trials(Board):
             self.book.done(number, task.result)
         elif task.state == "pruned":
             self.book.pruned(number, task.reason)
+        elif task.state == "failed":
+            self._report(task)
+            if why := self.book.diverged(number):  # no fault of the machine: the same would come of it again
+                self.book.pruned(number, f"{why}; {task.reason}")
         super().changed(task)
         if self.scheduler is not None:
             self.feed(self.scheduler)
@@ -161,7 +165,7 @@ def launch(search: Search, plan: Plan, base: Sequence[str], label: str, compose:
     if (best := book.best()) is None:
         raise RunError("no trial has a score that counts; the table says why")
     print(f"best: {best.name}, {best.bpb:.4f} BPB on {run.eval.split}: {' '.join(overrides_of(best.values))}")
-    failed = sum(task.state == "failed" for task in trials.tasks)
+    failed = sum(trial.state == "open" for trial in book.trials())
     untuned = fingerprint(cell_of(best.name, best.values).run, "") == fingerprint(run, "")
     return Found(best, failed, book.registered, untuned, sweep.sweep_folder([control]))
 

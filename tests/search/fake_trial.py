@@ -31,14 +31,17 @@ def main() -> int:
     status("running")
     if lr > 1.0 and (folder.parent / "breaks").exists():
         return 1
+    diverges = lr > 1.0 and (folder.parent / "diverges").exists()
     for step in range(int(saved.read_text()) + 1 if saved.exists() else 1, steps + 1):
         time.sleep(0.1)
-        score = math.nan if (folder.parent / "diverges").exists() and lr > 1.0 else 2.0 + away + 1 / step
+        score = math.nan if diverges else 2.0 + away + 1 / step
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "train_seconds": step / 10, "val_bpb": score}) + "\n")
         saved.write_text(str(step))
         if step == 4 and away > 1.0 and (wait := folder.parent / "wait").exists():
             time.sleep(float(wait.read_text()))  # however late the launcher looks
+    if diverges:
+        return 1
     result = {"schema": 1, "status": "done", "fingerprint": config["fingerprint"], "steps": steps, "fits": True}
     result |= {"val_bpb": 2.0 + away, "quant_gap_bpb": 0.0, "artifact_bytes": 1, "total_bytes": 1, "cap_bytes": 2}
     (folder / "result.json").write_text(json.dumps(result | {"environment": {}}))

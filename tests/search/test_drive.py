@@ -156,9 +156,15 @@ def test_a_trial_that_fails_is_tried_again_by_the_same_command(go: Go, folder: P
     assert again is not None and again.failed == 0 and set(starts(folder)[started:]) == failed
 
 
-def test_a_score_that_is_no_number_ends_a_trial(go: Go, folder: Path) -> None:
+@pytest.mark.parametrize("look_seconds", [0.05, 1000.0])
+def test_a_score_that_is_no_number_ends_a_trial(
+    look_seconds: float, go: Go, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the launcher sees it in time, or the run has failed of it before."""
+    monkeypatch.setattr(drive, "LOOK_SECONDS", look_seconds)
     (folder / "diverges").touch()
-    go({"keep": None})
+    found = go({"keep": None})
+    assert found is not None and found.failed == 0
     for trial in trials_in(folder):
         assert (trial.state == "pruned") == (trial.values[LR] > 1.0)
         assert trial.state == "done" or "is no number" in trial.reason
