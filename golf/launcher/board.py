@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -32,8 +33,9 @@ class Board:
         self.looked = self.wrote = 0.0
         self.told = time.monotonic()
         self.broken = False
+        self.to_come = 0  # cells that are in `tasks` only later
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -48,12 +50,15 @@ class Board:
     def changed(self, task: Task) -> None:
         if task.state != "waiting":
             ended = sum(other.state not in ("waiting", "running") for other in self.tasks)
-            self.note(f"[{ended}/{len(self.tasks)}] {task.name}: {_news(task)}")
+            self.note(f"[{ended}/{len(self.tasks) + self.to_come}] {task.name}: {_news(task)}")
         self._write()
 
     def note(self, text: str) -> None:
         with contextlib.suppress(OSError):
             self.console.print(text, markup=False)
+
+    def hopeless(self, task: Task) -> str:
+        return ""  # a sweep's cells all run to their end
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -94,13 +99,17 @@ class Board:
         if not took:
             return None
         waiting, running = (sum(task.state == state for task in self.tasks) for state in ("waiting", "running"))
-        to_go = waiting + running / 2  # what runs is half-way, on average
+        to_go = self.to_come + waiting + running / 2  # what runs is half-way, on average
         return to_go * sum(took) / len(took) / self.slots
+
+    def text(self) -> str:
+        """STATUS.md as it is now."""
+        return status_text(self.file.parent.name, self.plan, self.tasks, self._count())
 
     def _write(self) -> None:
         self.wrote = time.monotonic()
         try:
-            write_atomic(self.file, status_text(self.file.parent.name, self.plan, self.tasks, self._count()))
+            write_atomic(self.file, self.text())
             self.broken = False
         except OSError as error:
             if not self.broken:

@@ -26,7 +26,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(slots=True)
 class Task:
-    """One cell on its way. state: waiting, running, done, skipped (finished before), failed or stopped.
+    """One cell on its way. state: waiting, running, done, skipped (finished before), failed, stopped or
+    pruned.
 
     digest: its fingerprint; devices: how many CUDA devices it needs; seconds: wall time of all its attempts here;
     result: its result.json, once it has one; not_before, busy_since: when its folder, held by another process, is tried
@@ -63,7 +64,8 @@ class Task:
 
 @dataclass(slots=True)
 class Attempt:
-    """A task's processes in their slot. stopping: why they have been told to end, and when they will be killed."""
+    """A task's processes in their slot. stopping: why they have been told to end, and when they will be killed; pruned:
+    whether the watcher had them told."""
 
     task: Task
     process: Process
@@ -71,10 +73,11 @@ class Attempt:
     started: float = field(default_factory=time.monotonic)
     stopping: str = ""
     kill_at: float = float("inf")
+    pruned: bool = False
 
 
 class Watcher(Protocol):
-    """Who is told."""
+    """Who is told, and may judge."""
 
     def changed(self, task: Task) -> None:
         """The task's state is another one."""
@@ -84,6 +87,9 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None:
         """One line for people."""
+
+    def hopeless(self, task: Task) -> str:
+        """Why a task that runs need not reach its end; empty where it should."""
 
 
 class Scheduler:
@@ -173,6 +179,9 @@ class Scheduler:
             attempt.process.signal(signal.SIGKILL)
         elif limit is not None and now - attempt.started > limit and not attempt.stopping:
             self._stop(attempt, f"timed out after {limit:g} s (launch.timeout_seconds)")
+        elif not attempt.stopping and (why := self.watcher.hopeless(attempt.task)):
+            attempt.pruned = True
+            self._stop(attempt, why)
 
     def _stop(self, attempt: Attempt, why: str) -> None:
         """Ask it to save and end; it is killed when it has not within launch.grace_seconds."""
@@ -186,6 +195,9 @@ class Scheduler:
         task.result = task.folder.finished()
         if task.result is not None:
             self._change(task, "done")
+            return
+        if attempt.pruned:
+            self._change(task, "pruned", attempt.stopping)
             return
         reason, code = reason_of(task, code)
         if self.signals and attempt.stopping:

@@ -73,6 +73,20 @@ def _last_logged(folder: RunDir) -> dict[str, Any]:
     return last
 
 
+def scores_on_the_way(folder: RunDir) -> list[tuple[int, float, float]]:
+    """(step, seconds of training, bits per byte) of every score logged on the way; NaN where a run diverged."""
+    try:
+        lines = folder.metrics.read_bytes().splitlines()
+    except OSError:
+        return []
+    scores = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut, a step without a score
+            record = json.loads(line)
+            scores.append((int(record["step"]), float(record["train_seconds"]), float(record["val_bpb"])))
+    return scores
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

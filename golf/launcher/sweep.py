@@ -47,16 +47,13 @@ def launch(cells: Sequence[Cell], plan: Plan) -> list[Outcome]:
             pool_for([cell.run for cell in cells])  # it checks launch.slots
             tables.show_cells(cells, found, title)
         else:
-            _show_plans(cells, found)
+            show_plans(cells, found)
         return [Outcome() for _ in cells]
     pool = pool_for([cell.run for cell in cells])
-    rundir.require_writable(Path(run.outputs).resolve(), "outputs")
-    for data_dir in {cell.run.data_dir for cell in cells}:
-        rundir.require_writable(Path(data_dir).resolve(), "data_dir")
-    ready = prepare(cells)
+    ready = ready_data(cells)
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
-        tasks = [_task(cell, prepared) for cell, prepared in zip(cells, ready, strict=True)]
+    with held(folder):
+        tasks = [task_of(cell, prepared) for cell, prepared in zip(cells, ready, strict=True)]
         register(folder, plan, tasks)
         for task in tasks:
             task.result = task.folder.finished()
@@ -79,14 +76,23 @@ def sweep_folder(cells: Sequence[Cell]) -> Path:
     return Path(run.outputs).resolve() / (run.sweep_label or rundir.LONE)
 
 
-def _show_plans(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> None:
+def ready_data(cells: Sequence[Cell]) -> list[Prepared]:
+    """The data of every cell, prepared. Raises UserError where it or the outputs cannot be written."""
+    rundir.require_writable(Path(cells[0].run.outputs).resolve(), "outputs")
+    for data_dir in {cell.run.data_dir for cell in cells}:
+        rundir.require_writable(Path(data_dir).resolve(), "data_dir")
+    return prepare(cells)
+
+
+def show_plans(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> None:
     rows = {fingerprint(cell.run, "", with_seed=False): (cell, data) for cell, data in zip(cells, found, strict=True)}
     for cell, prepared in rows.values():
         print(f"\n{cell.run.label}")
         plans.show(cell.run, prepared)
 
 
-def _task(cell: Cell, prepared: Prepared) -> Task:
+def task_of(cell: Cell, prepared: Prepared) -> Task:
+    """A cell that waits."""
     digest = fingerprint(cell.run, prepared.digest)
     return Task(cell, prepared, digest, jobs.folder_of(cell.run, digest), devices_needed(cell.run))
 
@@ -116,7 +122,7 @@ def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
     write_json(path, {"schema": SCHEMA, "label": folder.name, **said, "rows": rows, "cells": cells})
 
 
-def _held(folder: Path) -> AbstractContextManager[None]:
+def held(folder: Path) -> AbstractContextManager[None]:
     """One launcher a sweep."""
     return rundir.hold(folder, lambda: "another launcher is at work here; launch.status=true shows it")
 

@@ -18,7 +18,8 @@ from golf.rundir import illegal
 from golf.sinks import clock
 from golf.tokens.prepare import Prepared
 
-COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "stopped": "yellow", "interrupted": "yellow"}
+COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "refused": "bold red"}
+COLOURS |= dict.fromkeys(("stopped", "interrupted", "pruned"), "yellow")
 
 
 def console() -> Console:
@@ -93,7 +94,7 @@ def show_standings(cells: Sequence[Cell], found: Sequence[Prepared | None], titl
     count: Counter[str] = Counter()
     for cell, (standing, _) in zip(cells, standings(cells, found), strict=True):
         count[standing.state] += 1
-        table.add_row(cell.run.label, str(cell.run.seed), _coloured(standing.state), *progress_of(cell.run, standing))
+        table.add_row(cell.run.label, str(cell.run.seed), coloured(standing.state), *progress_of(cell.run, standing))
     console().print(table)
     console().print(", ".join(f"{number} {state}" for state, number in count.items()))
 
@@ -134,9 +135,14 @@ def show_end(tasks: Sequence[Task], folder: Path) -> None:
         time = clock(task.seconds) if task.attempts else ""
         state = "done before" if task.state == "skipped" else task.state
         words = task.reason or (task.folder.path.name if task.attempts or task.result else "")
-        table.add_row(task.run.label, str(task.run.seed), _coloured(state), *numbers, time, words)
+        table.add_row(task.run.label, str(task.run.seed), coloured(state), *numbers, time, words)
+    console().print(table)
+    show_failures(tasks)
+
+
+def show_failures(tasks: Sequence[Task]) -> None:
+    """Why each failed, with the end of its log."""
     out = console()
-    out.print(table)
     for task in tasks:
         if task.state == "failed":
             out.print(f"\n{task.name} failed: {task.reason}", style="bold red", markup=False)
@@ -144,6 +150,7 @@ def show_end(tasks: Sequence[Task], folder: Path) -> None:
                 out.print(f"the end of {task.console}:\n{task.log_tail}", markup=False)
 
 
-def _coloured(state: str) -> str:
+def coloured(state: str) -> str:
+    """As the tables show it, in rich's markup."""
     colour = COLOURS.get(state.split()[0])
     return f"[{colour}]{state}[/]" if colour else state

@@ -1,6 +1,7 @@
 """Hydra's launcher: composes and types every cell, then hands them to golf.launcher. No task is pickled or run here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,18 +19,17 @@ class GolfLauncher(Launcher):
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from golf.errors import UserError
-        from golf.launcher import sweep
-        from golf.launcher.cells import collect
         from hydra_plugins.golf_sweeper import plan_of
 
-        cells = collect([list(overrides) for overrides in job_overrides], self._run_of)
-        try:
-            outcomes = sweep.launch(cells, plan_of(self.config))
-        except (TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise RuntimeError("the launcher failed") from error  # not bad input, which the door tells in one line
+        return self.run(job_overrides, plan_of(self.config))
+
+    def run(self, job_overrides: Sequence[Sequence[str]], plan: Any) -> Sequence[JobReturn]:
+        """Launch the cells of a Plan."""
+        from golf.launcher import sweep
+
+        cells = self.cells(job_overrides)
+        with not_bad_input():
+            outcomes = sweep.launch(cells, plan)
         return [
             JobReturn(
                 overrides=cell.overrides,
@@ -38,6 +38,12 @@ class GolfLauncher(Launcher):
             )
             for cell, outcome in zip(cells, outcomes, strict=True)
         ]
+
+    def cells(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+        """The cells of these overrides, composed, typed and checked."""
+        from golf.launcher.cells import collect
+
+        return collect([list(overrides) for overrides in job_overrides], self._run_of)
 
     def _run_of(self, overrides: list[str]) -> Any:
         """The typed run of a cell. Cells that differ in the seed alone are composed once: composing takes most."""
@@ -52,3 +58,16 @@ class GolfLauncher(Launcher):
             for override in OverridesParser.create().parse_overrides(seed):
                 config.seed = override.value()
             return run_of_whole(config)
+
+
+@contextmanager
+def not_bad_input() -> Iterator[None]:
+    """Let no bug pass for bad input, which the door tells in one line."""
+    from golf.errors import UserError
+
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise RuntimeError("the launcher failed") from error

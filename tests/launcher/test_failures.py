@@ -214,7 +214,7 @@ def test_a_second_signal_kills_what_will_not_stop(go: Sweep, outputs: Path) -> N
 
 def test_a_sweep_belongs_to_one_launcher(go: Sweep, outputs: Path) -> None:
     (outputs / "table").mkdir(parents=True)
-    with sweep._held(outputs / "table"), pytest.raises(RunError, match="another launcher is at work here"):
+    with sweep.held(outputs / "table"), pytest.raises(RunError, match="another launcher is at work here"):
         go("ok")
     assert starts(outputs) == []
 
