@@ -10,11 +10,11 @@ from rich.table import Table
 from golf.config import Run, fingerprint
 from golf.launcher import jobs
 from golf.launcher.cells import Cell
+from golf.launcher.executor import Task
 from golf.launcher.grid import key_of, says_what
-from golf.launcher.scheduler import Task
 from golf.launcher.standing import Standing, read_standing
 from golf.plan import Outline, outline
-from golf.rundir import illegal
+from golf.rundir import attempts_in, illegal
 from golf.sinks import clock
 from golf.tokens.prepare import Prepared
 
@@ -39,13 +39,14 @@ def outlines(runs: Sequence[Run]) -> Iterator[Outline]:
 
 def standings(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> list[tuple[Standing, str]]:
     """(where it stands, its hash) of each cell; where its data is not prepared yet it waits and has no hash."""
-    table = []
+    table, state_of = [], cells[0].run.launch.standing()
+    there = attempts_in(jobs.group_of(cells[0].run))
     for cell, prepared in zip(cells, found, strict=True):
         if prepared is None:
             table.append((Standing("waiting"), "no data yet"))
             continue
         digest = fingerprint(cell.run, prepared.digest)
-        table.append((read_standing(jobs.folder_of(cell.run, digest)), digest[:8]))
+        table.append((read_standing(jobs.folder_of(cell.run, digest, there), state_of), digest[:8]))
     return table
 
 
@@ -78,7 +79,7 @@ def show_cells(cells: Sequence[Cell], found: Sequence[Prepared | None], title: s
 
 
 def _to_do(standing: Standing) -> str:
-    words = {"waiting": "to do", "running": "running", "done": "done"}
+    words = {"waiting": "to do", "queued": "queued", "running": "running", "done": "done"}
     return words.get(standing.state) or f"to do (on from step {standing.step or 0})"
 
 
