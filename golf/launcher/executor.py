@@ -62,11 +62,11 @@ class Ended:
 
 class Attempt:
     """A task's processes. state: queued or running; started: when they began (monotonic seconds), None while queued;
-    stopping: why they have been told to end, and kill_at: when they will be killed."""
+    stopping: why they have been told to end, kill_at: when they will be killed; withdrawn: for no fault of theirs."""
 
     def __init__(self, task: Task, state: str, started: float | None):
         self.task, self.state, self.started = task, state, started
-        self.stopping, self.kill_at = "", float("inf")
+        self.stopping, self.kill_at, self.withdrawn = "", float("inf"), False
 
     def poll(self) -> Ended | None:
         """None while it is queued or runs."""

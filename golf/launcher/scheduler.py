@@ -149,7 +149,7 @@ class Scheduler:
             self._change(task, "done")
             return
         reason, code = reason_of(task, ended)
-        if self.heard and attempt.stopping:
+        if attempt.withdrawn:
             self._change(task, "stopped", reason)
         else:
             self._fail(task, attempt.stopping or reason, again=code != BAD_INPUT)
@@ -165,6 +165,10 @@ class Scheduler:
         if self.launch.on_failure == "stop" and not self.halted:
             self.halted = True
             self.watcher.note("launch.on_failure=stop: nothing more is started; what runs goes on to its end")
+            for attempt in self.attempts:
+                if attempt.state == "queued" and not attempt.stopping:
+                    self._stop(attempt, "taken out of the queue")
+                    attempt.withdrawn = True
 
     def _change(self, task: Task, state: str, reason: str = "") -> None:
         task.state, task.reason = state, reason
@@ -205,6 +209,7 @@ class Scheduler:
         for attempt in self.attempts:
             if not attempt.stopping:
                 self._stop(attempt, "stopped with the sweep")
+                attempt.withdrawn = True
             if len(self.heard) > 1:
                 attempt.kill_at = 0.0
 

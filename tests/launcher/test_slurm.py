@@ -90,6 +90,11 @@ def when(true: Callable[[], object], act: Callable[[], object]) -> threading.Thr
     return thread
 
 
+def requeued(cluster: Path) -> bool:
+    path = cluster / "scontrol.txt"
+    return path.exists() and "requeue" in path.read_text()
+
+
 def ready(outputs: Path) -> bool:
     return any(outputs.rglob("ready"))
 
@@ -115,8 +120,8 @@ def test_a_run_asks_for_what_it_needs(toy: Callable[..., Run]) -> None:
     assert "--gres=gpu:1" in asked("compute.device=cpu", "launch.gpus=1")
     assert "--gres=gpu:4" in asked("compute.device=cuda", "launch.nproc=8", "launch.nodes=2")
     assert "--cpus-per-task=12" in asked("compute.device=cpu", "launch.nproc=8", "launch.nodes=2", "launch.cpus=3")
-    named = asked("compute.device=cpu", "launch.time=1-12:00", "launch.partition=a,b", "launch.account=me")
-    assert {"--time=1-12:00", "--partition=a,b", "--account=me"} <= set(named)
+    named = asked("compute.device=cpu", "launch.time=1-12:00", "launch.partition=fast", "launch.account=me")
+    assert {"--time=1-12:00", "--partition=fast", "--account=me"} <= set(named)
     assert asked("compute.device=cpu", "launch.options=['--constraint=[a100|h100]']")[-1] == "--constraint=[a100|h100]"
 
 
@@ -303,7 +308,7 @@ def test_a_cancelled_job_is_not_queued_again(go: Sweep, cluster: Path, outputs: 
     sender.join()
     assert "its job was cancelled (scancel); stopped by SIGTERM at step 3; saved" in str(patient.error)
     assert other.val_bpb == 2.002
-    assert not any("requeue" in line for line in (cluster / "scontrol.txt").read_text().splitlines())
+    assert not requeued(cluster)
     assert go("patient", "ok-b")[0].val_bpb == 2.001
 
 
@@ -316,5 +321,22 @@ def test_ctrl_c_has_runs_save_and_takes_the_rest_from_the_queue(go: Sweep, clust
     assert states == ["FAILED", "CANCELLED"] and starts(outputs) == ["patient"]
     assert (cluster / "scancel.txt").read_text().splitlines() == ["--quiet --signal=INT --batch 101_0", "--quiet 101_1"]
     assert "| patient | 1 | stopped |" in (outputs / "table" / "STATUS.md").read_text()
-    assert not (cluster / "scontrol.txt").exists() or "requeue" not in (cluster / "scontrol.txt").read_text()
+    assert not requeued(cluster)
     assert [outcome.val_bpb for outcome in go("patient", "ok-b")] == [2.001, 2.002]
+
+
+def test_on_failure_stop_takes_what_waits_from_the_queue(go: Sweep, cluster: Path, outputs: Path) -> None:
+    keeper = when(lambda: starts(outputs), (cluster / "held").touch)
+    outcomes = go("exit3", "ok-b", "ok-c", on_failure="stop", slots=1)
+    keeper.join()
+    assert "exit code 3" in str(outcomes[0].error) and starts(outputs) == ["exit3"]
+    assert (outputs / "table" / "STATUS.md").read_text().count("| stopped |") == 2
+    assert (cluster / "scancel.txt").read_text() == "--quiet 101_1 101_2\n"
+
+
+def test_ranks_on_two_nodes_meet_and_train_as_one(toy: Callable[..., Run], cluster: Path, outputs: Path) -> None:
+    """With real workers: srun starts a torchrun on each node, here both on this machine."""
+    run = toy(f"outputs={outputs}", *TOY_SLURM, "launch.nproc=2", "launch.nodes=2", "budget.max_steps=4")
+    (outcome,) = sweep.launch([Cell(run, ["label=wide"])], NO_PLAN)
+    (result,) = (json.loads(path.read_text()) for path in outputs.rglob("result.json"))
+    assert outcome.val_bpb == result["val_bpb"] and result["world_size"] == 2

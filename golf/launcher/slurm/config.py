@@ -1,17 +1,19 @@
 """What a run asks of SLURM (https://slurm.schedmd.com/sbatch.html)."""
 
+import functools
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from golf.config import Launch, Run
 from golf.errors import UserError
 from golf.fields import positive
 from golf.launcher.slurm import queue
 from golf.launcher.slurm.executor import SlurmExecutor
-from golf.launcher.standing import StateOf
+from golf.launcher.standing import StateOf, by_process
+from golf.rundir import RunDir
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"  # minutes, [hours:]minutes:seconds, days-hours[:minutes[:seconds]]
@@ -81,4 +83,10 @@ class SlurmLaunch(Launch):
         return SlurmExecutor(self)
 
     def standing(self) -> StateOf:
-        return queue.look().state_of
+        look = functools.cache(queue.look)  # at one moment, and only where something was submitted
+
+        def state_of(folder: RunDir, status: dict[str, Any]) -> str:
+            ticket = queue.ticket_of(folder)
+            return by_process(folder, status) if ticket is None else look().state_of(ticket, status)
+
+        return state_of

@@ -1,5 +1,6 @@
 """Submits attempts as job arrays, and sees in the queue what becomes of them."""
 
+import contextlib
 import secrets
 import signal
 import time
@@ -96,11 +97,16 @@ class SlurmExecutor(Executor):
     leaves_on = frozenset({signal.SIGTERM, signal.SIGHUP})
 
     def __init__(self, launch: "SlurmLaunch"):
-        self.launch, self.slots, self.pause_seconds = launch, launch.slots, launch.poll_seconds
+        self.launch, self.slots = launch, launch.slots
         self.view, self.trouble = View(), ""
         self.live: set[SlurmAttempt] = set()
         self.fresh: list[SlurmAttempt] = []  # to be submitted
         self.telling: dict[str, list[SlurmAttempt]] = {what: [] for what in TELLING}
+
+    @property
+    def pause_seconds(self) -> float:  # type: ignore[override]
+        hasty = any(attempt.told for attempt in self.live)
+        return min(self.launch.poll_seconds, HASTE_SECONDS) if hasty else self.launch.poll_seconds
 
     def under_way(self, tasks: Sequence[Task]) -> list[Attempt]:
         """By the tickets in their folders. RunError where the queue can't be seen: they might be submitted twice."""
@@ -148,25 +154,25 @@ class SlurmExecutor(Executor):
         sweep = attempts[0].task.folder.path.parent
         name = f"{sweep.name}-{secrets.token_hex(4)}"
         place = sweep / SUBMISSIONS / name
-        place.mkdir(parents=True)
         if self.launch.slots is not None:  # arrays after one another: together they would be more at once
             earlier = sorted({attempt.id.split("_")[0] for attempt in self.live if attempt.ticket})
             options += (f"--dependency=afterany:{':'.join(earlier)}",) if earlier else ()
-        write_atomic(place / script.FOLDERS, "".join(f"{attempt.task.folder.path}\n" for attempt in attempts))
-        text = script.batch(self.launch, options, name=name, count=len(attempts), place=place)
-        write_atomic(place / script.BATCH, text)
-        for index, attempt in enumerate(attempts):
-            Ticket(name, index).write(attempt.task.folder)
         try:
+            place.mkdir(parents=True)
+            write_atomic(place / script.FOLDERS, "".join(f"{attempt.task.folder.path}\n" for attempt in attempts))
+            text = script.batch(self.launch, options, name=name, count=len(attempts), place=place)
+            write_atomic(place / script.BATCH, text)
+            for index, attempt in enumerate(attempts):
+                Ticket(name, index).write(attempt.task.folder)
             array = self._sbatch(name, place)
-        except RunError as error:
+        except (RunError, OSError) as error:
             for attempt in attempts:
                 attempt.ended = Ended(BAD_INPUT, f"it was not submitted: {error}")
             return f"{len(attempts)} runs were not submitted: {error}"
         for index, attempt in enumerate(attempts):
-            attempt.ticket = Ticket(name, index, f"{array}_{index}")
-            attempt.ticket.write(attempt.task.folder)
-            attempt.submitted = time.monotonic()
+            attempt.ticket, attempt.submitted = Ticket(name, index, f"{array}_{index}"), time.monotonic()
+            with contextlib.suppress(OSError):  # the id is for people
+                attempt.ticket.write(attempt.task.folder)
         return f"{len(attempts)} runs submitted as job array {array}"
 
     def _sbatch(self, name: str, place: Path) -> str:
@@ -184,8 +190,6 @@ class SlurmExecutor(Executor):
         for what, options in TELLING.items():
             told, self.telling[what] = self.telling[what], []
             there = [attempt for attempt in told if attempt.ended is None and attempt.ticket]
-            if there:
-                self.pause_seconds = min(self.pause_seconds, HASTE_SECONDS)
             try:
                 queue.cancel([attempt.id for attempt in there], *options)
             except RunError as error:

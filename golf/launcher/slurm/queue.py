@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from golf.errors import RunError
-from golf.launcher.standing import by_process
 from golf.rundir import RunDir, read_json, write_json
 
 TICKET = "job.json"
 COMMAND_SECONDS = 120.0  # a busy controller answers late
 IDS_AT_ONCE = 500  # in one command line
 FORMAT = "%j|%K|%F|%T"  # name, index in its array, id of the array, state
+SHELL_SIGNALS = 128  # bash adds it to the number of a signal that killed the run,
+STOPPED = 130  # but this is a worker's own code
 QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 
@@ -67,11 +68,8 @@ class View:
     def find(self, ticket: Ticket) -> Job | None:
         return self.jobs.get((ticket.name, ticket.index))
 
-    def state_of(self, folder: RunDir, status: dict[str, Any]) -> str:
-        """The state of a run without a result: the queue's word before that of status.json."""
-        ticket = ticket_of(folder)
-        if ticket is None:
-            return by_process(folder, status)
+    def state_of(self, ticket: Ticket, status: dict[str, Any]) -> str:
+        """The state of a run without a result: the queue's word before that of its status.json."""
         job = self.find(ticket)
         if job is not None and (word := state_word(job.state)):
             return word
@@ -108,7 +106,7 @@ def submit(script: Path) -> str:
 
 
 def exit_code(job: Job) -> int | None:
-    """The batch script's (minus a signal's number), by scontrol; None where SLURM has forgotten it."""
+    """The run's (minus a signal's number), by scontrol; None where SLURM has forgotten it."""
     try:
         text = _call(["scontrol", "--oneliner", "show", "job", job.id])
     except RunError:
@@ -116,7 +114,10 @@ def exit_code(job: Job) -> int | None:
     found = re.search(r"\bExitCode=(\d+):(\d+)", text)
     if found is None:
         return None
-    return -int(found[2]) if int(found[2]) else int(found[1])
+    code, signum = int(found[1]), int(found[2])
+    if code > SHELL_SIGNALS and code != STOPPED:
+        return SHELL_SIGNALS - code
+    return -signum if signum else code
 
 
 def cancel(ids: Sequence[str], *options: str) -> None:
@@ -127,7 +128,8 @@ def cancel(ids: Sequence[str], *options: str) -> None:
 
 def _call(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+        # a session of its own: Ctrl-C is for the launcher
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, start_new_session=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"{command[0]} gives no answer ({error})") from None
     if done.returncode:
