@@ -34,6 +34,11 @@ def change(job: dict, **facts: object) -> dict:
     return now
 
 
+def meant(job: dict, names: list[str]) -> bool:
+    """Whether a command's arguments name it: by its number, or the array's, or as an element of the array."""
+    return bool({str(job["number"]), str(job["array"]), f"{job['array']}_{job['index']}"} & set(names))
+
+
 def sbatch(arguments: list[str]) -> int:
     script = arguments[-1]
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", Path(script).read_text(), re.MULTILINE))
@@ -45,9 +50,9 @@ def sbatch(arguments: list[str]) -> int:
     first, last, _, at_once = re.fullmatch(r"(\d+)-(\d+)(%(\d+))?", options["array"]).groups()  # type: ignore[union-attr]
     array = 1 + max((job["array"] for job in read()), default=100)
     for index in range(int(first), int(last) + 1):
-        write(
-            {"name": options["job-name"], "array": array, "index": index, "state": "PENDING", "code": 0, "restarts": 0}
-        )
+        number = array if index == int(last) else 1000 * array + index  # as SLURM has it: the last has the array's
+        job = {"name": options["job-name"], "array": array, "index": index, "number": number}
+        write(job | {"state": "PENDING", "code": 0, "restarts": 0})
     rest = [sys.executable, __file__, "run", script, str(array), at_once or "9999"]
     subprocess.Popen(rest, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if (PLACE / "mute").exists():
@@ -69,8 +74,8 @@ def run(arguments: list[str]) -> int:
                 if job["state"] == "RUNNING":
                     change(job, state="FAILED" if child.returncode else "COMPLETED", code=child.returncode)
             elif child is None and job["state"] == "PENDING" and len(going) < at_once and not (PLACE / "held").exists():
-                raw = str(1000 * array + job["index"])
-                own = {"SLURM_JOB_ID": raw, "SLURM_ARRAY_TASK_ID": str(job["index"]), "SLURM_JOB_NODELIST": "localhost"}
+                own = {"SLURM_JOB_ID": str(job["number"]), "SLURM_ARRAY_JOB_ID": str(array)}
+                own |= {"SLURM_ARRAY_TASK_ID": str(job["index"]), "SLURM_JOB_NODELIST": "localhost"}
                 child = subprocess.Popen(["bash", script], env=os.environ | own, start_new_session=True)
                 going[job["index"]] = child
                 change(job, state="RUNNING", pid=child.pid)
@@ -83,11 +88,11 @@ def squeue(arguments: list[str]) -> int:
         print("squeue: error: Unable to contact slurm controller (connect failure)", file=sys.stderr)
         return 1
     if asked := [argument.split("=")[1] for argument in arguments if argument.startswith("--jobs=")]:
-        print("".join(job["state"] for job in read() if str(1000 * job["array"] + job["index"]) == asked[0]))
+        print("\n".join(job["state"] for job in read() if meant(job, asked)))
         return 0
-    assert {"--me", "--noheader", "--array", "--states=all", "--format=%j|%K|%F|%T"} == set(arguments)
+    assert {"--me", "--noheader", "--array", "--states=all", "--format=%j|%K|%F|%A|%T"} == set(arguments)
     for job in read():
-        print(f"{job['name']}|{job['index']}|{job['array']}|{job['state']}")
+        print(f"{job['name']}|{job['index']}|{job['array']}|{job['number']}|{job['state']}")
     return 0
 
 
@@ -96,7 +101,7 @@ def scancel(arguments: list[str]) -> int:
         file.write(" ".join(arguments) + "\n")
     names = [argument.split("=")[1] for argument in arguments if argument.startswith("--signal=")]
     for job in read():
-        if f"{job['array']}_{job['index']}" not in arguments or job["state"] in OVER:
+        if not meant(job, arguments) or job["state"] in OVER:
             continue
         if names and job["state"] == "RUNNING":
             os.kill(job["pid"], getattr(signal, f"SIG{names[0]}"))
@@ -113,10 +118,10 @@ def scontrol(arguments: list[str]) -> int:
     if arguments[:2] == ["show", "hostnames"]:
         print("localhost")
     for job in read():
-        if arguments[-1] == f"{job['array']}_{job['index']}":
+        if arguments[0] != "requeue" and meant(job, arguments):
             code = job["code"]
             print(f"JobId=1 ArrayJobId={job['array']} ExitCode={max(0, code)}:{max(0, -code)} RunTime=00:00:04")
-        if arguments[0] == "requeue" and arguments[1] == str(1000 * job["array"] + job["index"]):
+        if arguments[0] == "requeue" and meant(job, arguments):
             change(job, state="PENDING", restarts=job["restarts"] + 1)
     return 0
 

@@ -148,9 +148,11 @@ def test_scripts_are_shell_also_for_folders_with_blanks(toy: Callable[..., Run],
 
 
 def test_the_queue_is_read_line_by_line() -> None:
-    lines = "a|b-1f|3|107|RUNNING\ntable-1f|12|108|PENDING\nother|N/A|109|RUNNING\n\n".replace("\n\n", "\n")
-    jobs_ = queue.parse(lines)
-    assert set(jobs_) == {("a|b-1f", 3), ("table-1f", 12)} and jobs_["table-1f", 12].id == "108_12"
+    lines = "a|b-1f|3|107|110|RUNNING\ntable-1f|12|108|108|PENDING\nother|N/A|109|109|RUNNING\n"
+    found = queue.parse(lines)
+    assert set(found) == {("a|b-1f", 3), ("table-1f", 12)}
+    assert found["a|b-1f", 3].id == "110", "its own number"
+    assert found["table-1f", 12].id == "108_12", "108 would be all of the array"
     assert [queue.state_word(state) for state in ("PENDING", "COMPLETING", "TIMEOUT")] == ["queued", "running", None]
 
 
@@ -197,7 +199,7 @@ def test_cells_become_arrays_and_each_its_result_or_its_reason(go: Sweep, cluste
     ticket = queue.ticket_of(RunDir(Path(folders[3])))
     assert ticket == queue.Ticket(batch.parent.name, 3, "101_3")
     console = (Path(folders[1]) / "log" / "console.txt").read_text()
-    assert console.startswith("=== ") and "SLURM job 101001 on localhost" in console and "exit3 was here" in console
+    assert console.startswith("=== ") and "SLURM job 101_1 on localhost" in console and "exit3 was here" in console
     (outputs / "table" / "mended").touch()
     assert [outcome.val_bpb for outcome in go("ok-a", "exit3", "sigkill", "ok-b", "garbage")][1] == 2.002
     assert starts(outputs).count("ok-a") == 1 and len(submissions(cluster)) == 2, "only what was missing runs again"
@@ -296,10 +298,20 @@ def test_a_queue_that_does_not_answer_for_a_while_ends_nothing(
 def test_a_preempted_job_saves_and_is_queued_again(name: str, go: Sweep, cluster: Path, outputs: Path) -> None:
     preempt = ["scancel", f"--signal={name}", "--batch", "101_0"]
     sender = when(lambda: ready(outputs), lambda: subprocess.run(preempt, check=True))
-    assert go("patient")[0].val_bpb == 2.001
+    assert [outcome.val_bpb for outcome in go("patient", "ok-b")] == [2.001, 2.002]
     sender.join()
-    (job,) = (json.loads(path.read_text()) for path in cluster.glob("101_*.json"))
-    assert job["restarts"] == 1 and starts(outputs) == ["patient", "patient"] and len(submissions(cluster)) == 1
+    restarts = [json.loads(path.read_text())["restarts"] for path in sorted(cluster.glob("101_*.json"))]
+    assert restarts == [1, 0] and starts(outputs).count("patient") == 2 and len(submissions(cluster)) == 1
+
+
+def test_the_last_of_an_array_is_queued_again_alone(go: Sweep, cluster: Path, outputs: Path) -> None:
+    """Its number is the array's, which to SLURM means all of it."""
+    preempt = ["scancel", "--signal=USR2", "--batch", "101_1"]
+    sender = when(lambda: ready(outputs), lambda: subprocess.run(preempt, check=True))
+    assert [outcome.val_bpb for outcome in go("ok-a", "patient")] == [2.001, 2.002]
+    sender.join()
+    restarts = [json.loads(path.read_text())["restarts"] for path in sorted(cluster.glob("101_*.json"))]
+    assert restarts == [0, 1] and (cluster / "scontrol.txt").read_text() == "requeue 101_1\n"
 
 
 def test_a_cancelled_job_is_not_queued_again(go: Sweep, cluster: Path, outputs: Path) -> None:
@@ -319,7 +331,10 @@ def test_ctrl_c_has_runs_save_and_takes_the_rest_from_the_queue(go: Sweep, clust
     sender.join()
     states = [json.loads(path.read_text())["state"] for path in sorted(cluster.glob("101_*.json"))]
     assert states == ["FAILED", "CANCELLED"] and starts(outputs) == ["patient"]
-    assert (cluster / "scancel.txt").read_text().splitlines() == ["--quiet --signal=INT --batch 101_0", "--quiet 101_1"]
+    assert (cluster / "scancel.txt").read_text().splitlines() == [
+        "--quiet 101_1",
+        "--quiet --signal=INT --batch 101000",
+    ]
     assert "| patient | 1 | stopped |" in (outputs / "table" / "STATUS.md").read_text()
     assert not requeued(cluster)
     assert [outcome.val_bpb for outcome in go("patient", "ok-b")] == [2.001, 2.002]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUBMISSIONS = "slurm"  # the folder of a sweep that its job arrays are written in
 SETTLE_SECONDS = 20.0  # what a node has written, a file server may show elsewhere so much later
 HASTE_SECONDS = 1.0  # between two looks, once jobs have been told to end
-TELLING = {"stop": ("--signal=INT", "--batch"), "cancel": ()}  # options of scancel; see job.sh for what it does then
+TELLING = {"cancel": (), "stop": ("--signal=INT", "--batch")}  # options of scancel; see job.sh for what it does then
 WORDS = {
     "CANCELLED": "its job was cancelled (scancel)",
     "TIMEOUT": "its job ran into its time limit (launch.time)",
@@ -49,6 +49,10 @@ class SlurmAttempt(Attempt):
             return self.job.id
         assert self.ticket is not None and self.ticket.id is not None
         return self.ticket.id
+
+    @property
+    def array(self) -> str:
+        return self.job.array if self.job is not None else self.id.split("_")[0]
 
     def poll(self) -> Ended | None:
         view = self.executor.view
@@ -155,7 +159,7 @@ class SlurmExecutor(Executor):
         name = f"{sweep.name}-{secrets.token_hex(4)}"
         place = sweep / SUBMISSIONS / name
         if self.launch.slots is not None:  # arrays after one another: together they would be more at once
-            earlier = sorted({attempt.id.split("_")[0] for attempt in self.live if attempt.ticket})
+            earlier = sorted({attempt.array for attempt in self.live if attempt.ticket})
             options += (f"--dependency=afterany:{':'.join(earlier)}",) if earlier else ()
         try:
             place.mkdir(parents=True)

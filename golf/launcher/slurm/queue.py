@@ -18,7 +18,7 @@ from golf.rundir import RunDir, read_json, write_json
 TICKET = "job.json"
 COMMAND_SECONDS = 120.0  # a busy controller answers late
 IDS_AT_ONCE = 500  # in one command line
-FORMAT = "%j|%K|%F|%T"  # name, index in its array, id of the array, state
+FORMAT = "%j|%K|%F|%A|%T"  # name, index in its array, id of the array, its own number, state
 SHELL_SIGNALS = 128  # bash adds it to the number of a signal that killed the run,
 STOPPED = 130  # but this is a worker's own code
 QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -47,15 +47,18 @@ def ticket_of(folder: RunDir) -> Ticket | None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """As squeue shows it. state: SLURM's word."""
+    """As squeue shows it. number: its own; state: SLURM's word."""
 
     array: str
     index: int
+    number: str
     state: str
 
     @property
     def id(self) -> str:
-        return f"{self.array}_{self.index}"
+        """For commands: its number, at which scancel --signal does not stumble over those of its array that still wait;
+        but the last to start has the array's number, which means all of them."""
+        return self.number if self.number != self.array else f"{self.array}_{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,9 @@ def parse(text: str) -> dict[tuple[str, int], Job]:
     """squeue's lines; jobs that are in no array are none of ours."""
     jobs = {}
     for line in text.splitlines():
-        name, index, array, state = line.strip().rsplit("|", 3)
+        name, index, array, number, state = line.strip().rsplit("|", 4)
         if index.isdigit():
-            jobs[name, int(index)] = Job(array, int(index), state)
+            jobs[name, int(index)] = Job(array, int(index), number, state)
     return jobs
 
 

@@ -32,9 +32,11 @@ _JOB = """\
 # SIGUSR2 (the time limit is near) and SIGTERM (preemption): the run saves, and the job is queued again to go on.
 # SIGINT (its launcher's Ctrl-C): it saves and ends. A job that SLURM itself cancels or requeues is left to SLURM.
 exec >> {console} 2>&1
-echo "{attempt}$(date '+%F %T'): SLURM job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"
+echo "{attempt}$(date '+%F %T'): SLURM job ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID on $SLURM_JOB_NODELIST"
+job=$SLURM_JOB_ID  # but the last of an array has the array's number, which means all of it
+[ "$job" != "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 told='' again='' worker=''
-state() {{ squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T; }}
+state() {{ squeue --noheader --jobs="$job" --format=%T; }}
 pass_on() {{ {pass_on}; }}
 stop() {{
     told=yes
@@ -54,7 +56,7 @@ while [ "$told" ]; do  # a signal cuts a wait short
     code=$?
 done
 if [ "$again" = yes ] && [ "$code" -ne 0 ] && [ "$(state)" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$job"
 fi
 exit "$code"
 """
