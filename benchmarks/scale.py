@@ -86,13 +86,13 @@ def pretend(place: Path) -> None:
     os.environ["PATH"] = f"{place / 'bin'}:{os.environ['PATH']}"
 
 
-def compose(overrides: list[list[str]], common: list[str]) -> list[Cell]:
+def compose(overrides: list[list[str]]) -> list[Cell]:
     """Through Hydra and golf's launcher, as a sweep from the command line."""
     register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("config", common, run_mode=RunMode.MULTIRUN)
+        master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
         launcher = GolfLauncher()
         context = HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
         launcher.setup(hydra_context=context, task_function=None, config=master)  # type: ignore[arg-type]
@@ -117,14 +117,14 @@ def one(rows: int, seeds: int, place: Path) -> dict[str, float]:
     common = toy_overrides(place, launch_by)
     names = [f"row{index}" for index in range(rows)]
     overrides = [
-        [f"label={name}", f"cap_bytes={500_000 + index}", f"seed={seed}"]
+        [*common, f"label={name}", f"cap_bytes={500_000 + index}", f"seed={seed}"]
         for seed in range(seeds)
         for index, name in enumerate(names)
     ]
     plan = Plan("does it scale", "row0", tuple(range(seeds)), {name: [] for name in names})
     found: dict[str, float] = {}
     count = len(overrides)
-    cells = timed("compose", count, lambda: compose(overrides, common), found)
+    cells = timed("compose", count, lambda: compose(overrides), found)
     assert isinstance(cells, list)
 
     def launch(**settings: object) -> list[sweep.Outcome]:

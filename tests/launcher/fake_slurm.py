@@ -90,9 +90,9 @@ def squeue(arguments: list[str]) -> int:
     if asked := [argument.split("=")[1] for argument in arguments if argument.startswith("--jobs=")]:
         print("\n".join(job["state"] for job in read() if meant(job, asked)))
         return 0
-    assert {"--me", "--noheader", "--array", "--states=all", "--format=%j|%K|%F|%A|%T"} == set(arguments)
+    assert {"--me", "--noheader", "--array", "--states=all", "--format=%j|%K|%F|%T"} == set(arguments)
     for job in read():
-        print(f"{job['name']}|{job['index']}|{job['array']}|{job['number']}|{job['state']}")
+        print(f"{job['name']}|{job['index']}|{job['array']}|{job['state']}")
     return 0
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SUBMISSIONS = "slurm"  # the folder of a sweep that its job arrays are written in
 SETTLE_SECONDS = 20.0  # what a node has written, a file server may show elsewhere so much later
 HASTE_SECONDS = 1.0  # between two looks, once jobs have been told to end
-TELLING = {"cancel": (), "stop": ("--signal=INT", "--batch")}  # options of scancel; see job.sh for what it does then
 WORDS = {
     "CANCELLED": "its job was cancelled (scancel)",
     "TIMEOUT": "its job ran into its time limit (launch.time)",
@@ -52,7 +51,7 @@ class SlurmAttempt(Attempt):
 
     @property
     def array(self) -> str:
-        return self.job.array if self.job is not None else self.id.split("_")[0]
+        return self.id.split("_")[0]
 
     def poll(self) -> Ended | None:
         view = self.executor.view
@@ -105,7 +104,7 @@ class SlurmExecutor(Executor):
         self.view, self.trouble = View(), ""
         self.live: set[SlurmAttempt] = set()
         self.fresh: list[SlurmAttempt] = []  # to be submitted
-        self.telling: dict[str, list[SlurmAttempt]] = {what: [] for what in TELLING}
+        self.telling: dict[str, list[SlurmAttempt]] = {"cancel": [], "stop": []}
 
     @property
     def pause_seconds(self) -> float:  # type: ignore[override]
@@ -190,17 +189,18 @@ class SlurmExecutor(Executor):
             return job.array
 
     def _tell_all(self) -> list[str]:
-        lines = []
-        for what, options in TELLING.items():
-            told, self.telling[what] = self.telling[what], []
-            there = [attempt for attempt in told if attempt.ended is None and attempt.ticket]
-            try:
-                queue.cancel([attempt.id for attempt in there], *options)
-            except RunError as error:
-                lines.append(str(error))
-                for attempt in there:
-                    attempt.told = ""  # the scheduler asks again
-        return lines
+        """First those that wait: scancel signals those that run the sooner."""
+        told, self.telling = self.telling, {"cancel": [], "stop": []}
+        there = {what: [a for a in attempts if a.ended is None and a.ticket] for what, attempts in told.items()}
+        try:
+            queue.cancel([attempt.id for attempt in there["cancel"]])
+        except RunError as error:
+            for attempt in there["cancel"]:
+                attempt.told = ""  # the scheduler asks again
+            return [str(error)]
+        finally:
+            queue.interrupt([attempt.id for attempt in there["stop"]])
+        return []
 
     def _look(self) -> list[str]:
         """Every pause_seconds. What was seen last stands where squeue gives no answer."""

@@ -4,6 +4,7 @@ Jobs are known by names of our own, which a run's folder has before its job exis
 submitted twice, whenever a launcher dies.
 """
 
+import contextlib
 import re
 import subprocess
 import time
@@ -17,8 +18,9 @@ from golf.rundir import RunDir, read_json, write_json
 
 TICKET = "job.json"
 COMMAND_SECONDS = 120.0  # a busy controller answers late
+SIGNAL_SECONDS = 5.0
 IDS_AT_ONCE = 500  # in one command line
-FORMAT = "%j|%K|%F|%A|%T"  # name, index in its array, id of the array, its own number, state
+FORMAT = "%j|%K|%F|%T"  # name, index in its array, id of the array, state
 SHELL_SIGNALS = 128  # bash adds it to the number of a signal that killed the run,
 STOPPED = 130  # but this is a worker's own code
 QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -47,18 +49,15 @@ def ticket_of(folder: RunDir) -> Ticket | None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """As squeue shows it. number: its own; state: SLURM's word."""
+    """As squeue shows it. state: SLURM's word."""
 
     array: str
     index: int
-    number: str
     state: str
 
     @property
     def id(self) -> str:
-        """For commands: its number, at which scancel --signal does not stumble over those of its array that still wait;
-        but the last to start has the array's number, which means all of them."""
-        return self.number if self.number != self.array else f"{self.array}_{self.index}"
+        return f"{self.array}_{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,9 @@ def parse(text: str) -> dict[tuple[str, int], Job]:
     """squeue's lines; jobs that are in no array are none of ours."""
     jobs = {}
     for line in text.splitlines():
-        name, index, array, number, state = line.strip().rsplit("|", 4)
+        name, index, array, state = line.strip().rsplit("|", 3)
         if index.isdigit():
-            jobs[name, int(index)] = Job(array, int(index), number, state)
+            jobs[name, int(index)] = Job(array, int(index), state)
     return jobs
 
 
@@ -123,16 +122,28 @@ def exit_code(job: Job) -> int | None:
     return -signum if signum else code
 
 
-def cancel(ids: Sequence[str], *options: str) -> None:
-    """scancel; what has ended meanwhile is no error."""
+def cancel(ids: Sequence[str]) -> None:
+    """End jobs, or take them out of the queue. RunError where that fails; what has ended meanwhile is no error."""
     for begin in range(0, len(ids), IDS_AT_ONCE):
-        _call(["scancel", "--quiet", *options, *ids[begin : begin + IDS_AT_ONCE]])
+        _call(["scancel", "--quiet", *ids[begin : begin + IDS_AT_ONCE]])
 
 
-def _call(command: list[str]) -> str:
+def interrupt(ids: Sequence[str]) -> None:
+    """SIGINT to job.sh of running jobs.
+
+    No answer is no error: while others of an array still wait, scancel (22.05) delivers the signal, is told that it
+    could not, and tries again for minutes. What does not end by this is cancelled later.
+    """
+    for begin in range(0, len(ids), IDS_AT_ONCE):
+        with contextlib.suppress(RunError):
+            told = ["scancel", "--quiet", "--signal=INT", "--batch", *ids[begin : begin + IDS_AT_ONCE]]
+            _call(told, SIGNAL_SECONDS)
+
+
+def _call(command: list[str], seconds: float = COMMAND_SECONDS) -> str:
     try:
         # a session of its own: Ctrl-C is for the launcher
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, start_new_session=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, start_new_session=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"{command[0]} gives no answer ({error})") from None
     if done.returncode:
