@@ -134,7 +134,7 @@ def one(rows: int, seeds: int, place: Path) -> dict[str, float]:
     def done(**settings: object) -> int:
         return sum(outcome.error is None for outcome in launch(**settings))
 
-    cells[0].run.data.prepare(Path(cells[0].run.data_dir))
+    cells[0].run.data.prepare(Path(cells[0].run.data_dir), log=lambda line: None)
     timed("dry run", count, lambda: launch(dry_run=True), found)
     (place / "slurm" / "ends").write_text("CANCELLED")
     assert timed("half of it", count, done, found) == count / 2
