@@ -9,12 +9,13 @@ from typing import Any
 from golf.config import Run, fingerprint
 from golf.errors import RunError, StoppedError, UserError
 from golf.launcher import sweep, tables
-from golf.launcher.board import LOOK_SECONDS, Board
+from golf.launcher.board import LOOK_SECONDS, UNDER_WAY, Board
 from golf.launcher.cells import Cell, find
+from golf.launcher.executor import Task
 from golf.launcher.grid import Plan, quoted
-from golf.launcher.scheduler import Scheduler, Task
-from golf.launcher.slots import pool_for
+from golf.launcher.scheduler import Scheduler
 from golf.launcher.standing import scores_on_the_way
+from golf.rundir import attempts_in
 from golf.search import table
 from golf.search.book import JOURNAL, Book, Trial, mend
 from golf.search.confirm import CONTROL, Found, confirm_label
@@ -28,8 +29,10 @@ CellOf = Callable[[str, dict[str, Any]], Cell]  # of a trial's name and values
 class Trials(Board):
     """Who watches a search: it hands the scheduler new trials, enters what comes of them, and judges those that run."""
 
-    def __init__(self, folder: Path, plan: Plan, book: Book, slots: int, cell_of: CellOf, split: str):
+    def __init__(self, folder: Path, plan: Plan, book: Book, slots: int | None, cell_of: CellOf, split: str):
         super().__init__(folder, plan, [], slots)
+        self.at_once = slots or book.search.startup  # on a cluster: as many as may be drawn without a result
+        self.there = attempts_in(folder)
         self.folder, self.book, self.cell_of, self.split = folder, book, cell_of, split
         self.scheduler: Scheduler | None = None
         self.tasks: list[Task] = []
@@ -40,12 +43,13 @@ class Trials(Board):
     def feed(self, scheduler: Scheduler) -> None:
         """Draw trials until every slot has one, unless nothing more is to be started."""
         self.scheduler = scheduler
-        while sum(task.state in ("waiting", "running") for task in self.tasks) < self.slots:
-            task = None if scheduler.halted or scheduler.signals else self._next()
+        while sum(self.count[state] for state in UNDER_WAY) < self.at_once:
+            task = None if scheduler.halted or scheduler.heard else self._next()
             if task is None:
                 break
             self.tasks.append(task)
-            scheduler.waiting.append(task)
+            self.enter(task)
+            scheduler.take([task])
 
     def _next(self) -> Task | None:
         while (trial := self._asked()) is not None:
@@ -59,7 +63,7 @@ class Trials(Board):
                 self.book.refused(trial.number, str(error))
                 self.note(f"{trial.name}: refused: {error}")
                 continue
-            task = sweep.task_of(cell, prepared)
+            task = sweep.task_of(cell, prepared, self.there)
             self.numbers[task.name] = trial.number
             self.book.started(trial.number, task.folder.path.name)
             sweep.register(self.folder, self.plan, [task])
@@ -144,7 +148,7 @@ def launch(search: Search, plan: Plan, base: Sequence[str], label: str, compose:
     if run.launch.status or run.launch.dry_run or run.plan:
         _show(search, plan, control, ends)
         return None
-    pool = pool_for([run] * search.trials)
+    executor = run.launch.executor([run] * search.trials)
     prepared = sweep.ready_data([control, *ends])[0]
     folder.mkdir(parents=True, exist_ok=True)
     with sweep.held(folder):
@@ -152,13 +156,17 @@ def launch(search: Search, plan: Plan, base: Sequence[str], label: str, compose:
         book = Book(folder / JOURNAL, search)
         book.define(fingerprint(run, prepared.digest, with_seed=False), plan.seeds)
         trials_plan = Plan(plan.purpose, None, (search.seed,), {})
-        with Trials(folder, trials_plan, book, pool.slots, cell_of, run.eval.split) as trials:
-            scheduler = Scheduler([], pool, run.launch, trials)
+        with Trials(folder, trials_plan, book, executor.slots, cell_of, run.eval.split) as trials:
+            scheduler = Scheduler([], executor, run.launch, trials)
             trials.feed(scheduler)
-            stopped = scheduler.run()
+            scheduler.run()
     table.show(table.lines_of(book, folder, run.eval.split), str(folder))
     tables.show_failures(trials.tasks)
-    if stopped:
+    if scheduler.left:
+        raise StoppedError(
+            "the launcher was told to go; what it started goes on, and the same command watches it again"
+        )
+    if scheduler.heard:
         raise StoppedError("the search was stopped; the same command goes on with it")
     if scheduler.halted:
         raise RunError("launch.on_failure=stop ended the search early; the same command goes on with it")
