@@ -62,8 +62,8 @@ class Ended:
 
 class Attempt:
     """A task's processes. state: queued or running; started: when they began (monotonic seconds), None while queued;
-    stopping: why they have been told to end, kill_at: when they will be killed; withdrawn: for no fault of theirs; pruned:
-    because the watcher found them hopeless."""
+    stopping: why they have been told to end, kill_at: when they will be killed; withdrawn: for no fault of theirs;
+    pruned: because the watcher found them hopeless."""
 
     def __init__(self, task: Task, state: str, started: float | None):
         self.task, self.state, self.started = task, state, started
