@@ -28,7 +28,7 @@ def launcher() -> GolfLauncher:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("config", ["track=tiny"], run_mode=RunMode.MULTIRUN)
+        master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
     made = GolfLauncher()
     made.setup(hydra_context=HydraContext(loader, None), task_function=None, config=master)  # type: ignore[arg-type]
     return made
@@ -40,7 +40,7 @@ def test_seeds_of_a_row_are_composed_once_and_each_is_its_own_run(
     composed = []
     real = launcher.loader.load_sweep_config
     monkeypatch.setattr(launcher.loader, "load_sweep_config", lambda *a: composed.append(a) or real(*a))
-    runs = [launcher._run_of(["model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
+    runs = [launcher._run_of(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
     assert runs == [compose(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
     assert len(composed) == 1
     hangs = [launcher._run_of(["cap_bytes=${seed}", f"seed={seed}"]) for seed in (500, 600)]
