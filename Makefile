@@ -32,7 +32,7 @@ report: $(READY) ## what a sweep says, with statistics and plots (SWEEP=name, AR
 	$(BIN)/python golf/report.py outputs/$(SWEEP) $(ARGS)
 
 test: $(READY) ## the tests that need no GPU
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -1,11 +1,13 @@
 """Checks that cross the nodes of a configuration, made before any process is started, data read or device touched."""
 
+import numpy as np
 import torch
 
 from golf.averaging import NoAverageConfig
 from golf.config import Run
-from golf.dist import pick_device
+from golf.dist import Ranks, pick_device
 from golf.errors import UserError
+from golf.evals.cache import check_model
 from golf.late import LateConfig
 from golf.models.kernels import choose_backend
 from golf.models.lm import LM
@@ -32,6 +34,7 @@ def check(run: Run) -> None:
     model = run.model.build_on_meta()
     run.optimizer.factors(model)
     check_storage(run, model)
+    check_scorers(run, model)
     shortest = min(shape.length for shape in batches.shapes)
     for name, part in run.model.auxiliary.items():
         if part is not None and shortest < part.shortest():
@@ -78,6 +81,18 @@ def check_storage(run: Run, model: LM) -> None:
             "quant.fit=true: the steps of this quantiser are tied to the largest weights, or there are none, so that "
             "nothing can be dialled; take steps in standard deviations, such as quant=int6_sdclip, or quant.fit=false"
         )
+
+
+def check_scorers(run: Run, model: LM) -> None:
+    """Raise UserError where a scorer does not suit this model, which is on the meta device."""
+    ranks = Ranks(0, 1, torch.device("meta"))
+    for name, evaluator in run.eval.evaluators.items():
+        try:
+            if evaluator.caches:
+                check_model(model, evaluator.length)
+            evaluator.chosen.open(model, ranks).begin(np.zeros(1, dtype=np.int64))
+        except UserError as error:
+            raise UserError(f"eval.evaluators.{name}.{error}") from None
 
 
 def check_data(run: Run, prepared: Prepared) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from golf import result as results
-from golf.checks import check_storage
+from golf.checks import check_scorers, check_storage
 from golf.compose import compose, compose_whole
 from golf.errors import UserError, in_one_line
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
@@ -72,7 +72,9 @@ class Door:
                 composed = compose(with_overrides(source, self.changeable, new))
                 folder = sweep_label(own.get("sweep") or f"{self.prefix}-{source.folder.path.name}", [])
                 run = changed(source, composed, f"{source.run.label}-{name}"[:100], folder)
-                check_storage(run, run.model.build_on_meta())
+                model = run.model.build_on_meta()
+                check_storage(run, model)
+                check_scorers(run, model)
                 cells.append((source, run))
         rows = [self.act(source, run, ConsoleSink(None), [self.name, *given]) for source, run in cells]
         if len(rows) == 1:

@@ -41,6 +41,15 @@ TOY = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist=loadgroup the tests of a file stay on one process, which makes what they share once; where one file
+    tries many models, those of each model do."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        group = f"{item.path.stem} {parameters.get('chosen_model', '')}"
+        item.add_marker(pytest.mark.xdist_group(group.strip()))
+
+
 def merged(base: list[str], extra: list[str]) -> list[str]:
     """Overrides, the later of two for one key kept."""
     by_key = {override.split("=", 1)[0]: override for override in [*base, *extra]}
@@ -73,7 +82,7 @@ def composed(*overrides: str) -> Run:
     return copy.deepcopy(_composed(overrides))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy(toy_folder: Path) -> Callable[..., Run]:
     """toy(*overrides) -> a typed toy run on prepared data."""
     return lambda *extra: composed(*toy_overrides(toy_folder, list(extra)))

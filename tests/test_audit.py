@@ -35,7 +35,7 @@ def make(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         overrides = toy_overrides(toy_folder, [f"outputs={outputs}", *SHORT, *extra])
         job = Job(compose(overrides))
         (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *overrides]))
-        job.go()
+        job.here()
         return job.folder.path
 
     return made
@@ -186,10 +186,16 @@ def test_marks_are_made_anew_for_another_evaluator(make: Callable[..., Path]) ->
     assert results_beside(run)["sliding"]["legality"] == marks[1:3] and results_beside(run)["sliding"]["legal"] is False
 
 
-def test_the_audit_is_audited(run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert audit.main([f"run={run}", "known_bad=true"]) in (0, 1)
+def test_the_audit_is_audited(run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each cheat (three of them here; tests/evals/test_probes.py has all), and code 1 where one is missed."""
+    some = {name: KNOWN_BAD[name] for name in ("hashed_cache", "subset", "doubled_space")}
+    monkeypatch.setattr(auditing, "KNOWN_BAD", some)
+    assert audit.main([f"run={run}", "known_bad=true"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in KNOWN_BAD) and printed.count("[F]") >= len(KNOWN_BAD) - 3
+    assert all(name in printed for name in some) and printed.count("[F]") == len(some)
+    missed = replace(some["subset"], probe="bytes")
+    monkeypatch.setattr(auditing, "KNOWN_BAD", {"subset": missed})
+    assert audit.main([f"run={run}", "known_bad=true"]) == 1 and "[.]" in capsys.readouterr().out
 
 
 def test_experiments_have_a_row_each(capsys: pytest.CaptureFixture) -> None:

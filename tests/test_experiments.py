@@ -106,8 +106,7 @@ def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tup
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "geglu", "relu2_gated", "star_relu_gated"])
-@pytest.mark.parametrize("track", ["h100x8", "laptop", "tiny"])
-@pytest.mark.parametrize("expand", [2.0, 3.0])
+@pytest.mark.parametrize("track, expand", [("h100x8", 2.0), ("h100x8", 3.0), ("laptop", 3.0), ("tiny", 2.0)])
 def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, expand: float) -> None:
     counts = []
     for part in ("relu2", mlp):
@@ -127,8 +126,10 @@ def test_no_two_experiments_are_one_run() -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_trains_all_that_it_holds(experiment: str) -> None:
-    """On the tiny track, after two steps, every parameter has a gradient and the loss is a number."""
-    run = composed("track=tiny", f"experiment={experiment}")
+    """On the tiny track, after two steps, every parameter has a gradient and the loss is a number; and it can be scored
+    by another evaluator than its own, as scoring a run of it anew does."""
+    run = composed("track=tiny", f"experiment={experiment}", "eval=ttt_lora")
+    assert set(run.eval.evaluators) == {"plain", "documents", "ttt_lora"} and run.eval.main == "ttt_lora"
     model = moved(run)
     ids = torch.randint(run.model.vocab_size, (2, 132), generator=torch.Generator().manual_seed(2))  # some chunks
     model.zero_grad()

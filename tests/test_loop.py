@@ -1,6 +1,8 @@
 """Whole toy runs: the folder, the result, repeatability, kills, stops, ranks."""
 
+import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from golf.artifact.file import read_artifact
-from golf.checkpoint import load_tensors
+from golf.checkpoint import load_tensors, save_tensors
 from golf.compose import CONF, compose
 from golf.config import Run
 from golf.dist import Ranks
@@ -26,7 +28,7 @@ from golf.launcher.slots import whole_machine
 from golf.loop import accumulate, warm_up
 from golf.rundir import RunDir, choose_folder
 from golf.scoring import Scoring
-from golf.worker import explain
+from golf.worker import explain, main
 from tests.conftest import toy_overrides
 
 ROOT = CONF.parent
@@ -71,6 +73,18 @@ class Job:
         out, err = worker.communicate(timeout=200)
         assert worker.returncode == code, out + err
         return out + err
+
+    def here(self, code: int = 0) -> str:
+        """The same on one rank without the seconds that a process takes to import torch."""
+        assert self.run.launch.nproc == 1
+        printed, handler = io.StringIO(), signal.getsignal(signal.SIGTERM)
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                found = main(str(self.folder.path))
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        assert found == code, printed.getvalue()
+        return printed.getvalue()
 
     def result(self) -> dict:
         return json.loads(self.folder.result.read_text())
@@ -126,7 +140,7 @@ def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) 
 
 def test_training_on_the_scored_text_is_illegal_and_says_so(job: Callable[..., Job]) -> None:
     one = job("loader.split=val")
-    printed = one.go()
+    printed = one.here()
     result = one.result()
     assert result["legal"] is False and "loader.split=val" in result["legality"][0] and "ILLEGAL" in printed
     assert result["phases"]["train"]["reads"] == ["val"]
@@ -134,8 +148,8 @@ def test_training_on_the_scored_text_is_illegal_and_says_so(job: Callable[..., J
 
 def test_repeated_runs_are_bitwise_the_same(job: Callable[..., Job]) -> None:
     runs = [job("loader=shuffled", outputs=name) for name in ("a", "b")]
-    for one in runs:
-        one.go()
+    runs[0].go()
+    runs[1].here()
     assert runs[0].folder.artifact.read_bytes() == runs[1].folder.artifact.read_bytes()
     assert runs[0].result()["val_bpb"] == runs[1].result()["val_bpb"]
 
@@ -167,7 +181,7 @@ def test_killed_and_resumed_is_bitwise_the_same(craft: list[str], job: Callable[
         "log.every_steps=1",
     ]
     whole, broken = job(*settings, outputs="whole"), job(*settings, outputs="broken")
-    whole.go()
+    whole.here()
     for step in (5, 27):
         worker = broken.start()
         broken.wait_for_step(worker, step)
@@ -212,7 +226,7 @@ def test_two_ranks_train_as_one(model: str, job: Callable[..., Job]) -> None:
     """Also where parts have no gradient in some steps: before the loop joins, its own scales and skips are unused."""
     one, two = job(model, outputs="one"), job(model, "launch.nproc=2", outputs="two")
     assert one.folder.path.name == two.folder.path.name, "the number of ranks is no part of a run's identity"
-    one.go()
+    one.here()
     two.go()
     first, second = one.result(), two.result()
     assert second["world_size"] == 2 and first["train_tokens"] == second["train_tokens"]
@@ -254,7 +268,7 @@ def test_gradients_do_not_depend_on_the_microbatch(toy: Callable[..., Run]) -> N
 
 def test_a_loss_that_is_no_number_stops_with_the_step(job: Callable[..., Job]) -> None:
     one = job("optimizer.groups.scalars.lr=1e37", "budget.max_steps=50", "checkpoint.every_steps=1")
-    printed = one.go(code=1)
+    printed = one.here(code=1)
     assert "loss became" in printed and "at step" in printed and "saved: step" in printed
     assert "Traceback" not in printed and not one.folder.result.exists()
     assert json.loads(one.folder.status.read_text())["state"] == "failed"
@@ -264,7 +278,7 @@ def test_a_second_process_on_one_run_is_refused(job: Callable[..., Job]) -> None
     one = job("budget.max_steps=3000", "log.every_steps=1")
     worker = one.start()
     one.wait_for_step(worker, 2)
-    assert "is at work here; wait for it or stop it" in one.go(code=1)
+    assert "is at work here; wait for it or stop it" in one.here(code=1)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate()
 
@@ -290,21 +304,17 @@ def test_troubles_are_told_in_one_line(error: BaseException, code: int, words: s
     assert not explain(KeyError("a bug"), LoopState())[2], "a bug keeps its traceback"
 
 
-def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job]) -> None:
+def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint of step 10 finds no room; that of step 5 is what remains."""
+
+    def full(path: Path, tensors: dict, meta: dict) -> None:
+        if meta.get("step") == 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_tensors(path, tensors, meta)
+
+    monkeypatch.setattr("golf.keeping.save_tensors", full)
     one = job("budget.max_steps=50", "checkpoint.every_steps=5")
-    code = """if True:
-        import sys, golf.loop as loop
-        from golf.worker import main
-        real = loop.save_tensors
-        def full(path, tensors, meta):
-            if meta["step"] == 10:
-                raise OSError(28, "No space left on device")
-            real(path, tensors, meta)
-        loop.save_tensors = full
-        sys.exit(main(sys.argv[1]))"""
-    one.command = [sys.executable, "-c", code, str(one.folder.path)]
-    printed = one.go(code=1)
+    printed = one.here(code=1)
     assert "golf: disk full at step 10; free some space; saved: step 5" in printed and "Traceback" not in printed
     assert load_tensors(one.folder.checkpoint)[1]["step"] == 5
 
@@ -312,9 +322,9 @@ def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job]) -> None:
 def test_a_finished_folder_is_never_rewritten(job: Callable[..., Job]) -> None:
     """A worker that was started while another finished the run writes nothing."""
     one = job()
-    one.go()
+    one.here()
     before = {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir() if path.name != ".lock"}
-    assert "is finished already" in one.go()
+    assert "is finished already" in one.here()
     assert {p.name: p.stat().st_mtime_ns for p in one.folder.path.iterdir() if p.name != ".lock"} == before
 
 
@@ -331,7 +341,7 @@ def test_a_run_at_work_is_not_redescribed(job: Callable[..., Job]) -> None:
 
 def test_a_run_cut_by_the_clock_is_not_called_deterministic(job: Callable[..., Job]) -> None:
     one = job("budget.max_steps=100000", "budget.max_seconds=0.5")
-    one.go()
+    one.here()
     assert not one.result()["deterministic"]
 
 
@@ -339,26 +349,26 @@ def test_damaged_checkpoints_are_named(job: Callable[..., Job]) -> None:
     one = job()
     one.folder.checkpoint.parent.mkdir(parents=True)
     one.folder.checkpoint.write_bytes(b"nonsense")
-    assert "delete it to start the run again" in one.go(code=1)
+    assert "delete it to start the run again" in one.here(code=1)
 
 
 def test_wall_clock_runs_say_so_and_stop_in_time(job: Callable[..., Job]) -> None:
     one = job("budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=1.5")
-    one.go()
+    one.here()
     result = one.result()
     assert not result["deterministic"] and 1.5 <= result["train_seconds"] < 10
 
 
 def test_finished_folders_and_reruns(job: Callable[..., Job]) -> None:
     one = job()
-    one.go()
+    one.here()
     before = {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir()}
     again = job()
     assert again.finished is not None and again.folder == one.folder
     assert {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir()} == before
     rerun = job("rerun=true")
     assert rerun.finished is None and rerun.folder.path.name == one.folder.path.name + "-r2"
-    rerun.go()
+    rerun.here()
     assert job().folder == rerun.folder
 
 
@@ -384,7 +394,7 @@ def test_a_loop_joins_at_its_part_of_training(toy: Callable[..., Run], job: Call
     warm_up([model], run.optimizer.build(model, torch.float32), run.batches(1), run, torch.device("cpu"), stages=3)
     assert seen == [0, 0, 1, 1, 2, 2]
     one = job("model/stack=recurrence_progressive", "model/auxiliary=mtp")
-    one.go()
+    one.here()
     result = one.result()
     heads = 2 * run.model.dim * run.model.vocab_size
     assert result["params"] == result["params_stored"] + heads, "further heads are not in the artifact"
@@ -397,6 +407,6 @@ GOLDEN = [5.947, 5.8619, 5.6232, 5.5102, 5.4447, 5.3726]
 def test_golden_first_steps(job: Callable[..., Job]) -> None:
     """A change that moves these numbers changes what every earlier result meant: say so in LOG.md."""
     one = job("log.every_steps=1")
-    one.go()
+    one.here()
     losses = [json.loads(line)["loss"] for line in one.folder.metrics.read_text().splitlines()]
     assert losses == pytest.approx(GOLDEN, abs=2e-3)

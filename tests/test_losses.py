@@ -330,7 +330,7 @@ def test_the_loop_trains_the_loss_and_logs_plain_nats(job: Callable[..., Job]) -
     runs = [job(f"loss={loss}", "log.every_steps=1", "budget.max_steps=3") for loss in ("cross_entropy", BOTH)]
     assert runs[0].folder != runs[1].folder
     for one in runs:
-        one.go()
+        one.here()
     plain, other = ([json.loads(line)["loss"] for line in one.folder.metrics.read_text().splitlines()] for one in runs)
     assert plain[0] == pytest.approx(other[0], abs=1e-6)
     assert plain[2] != other[2]

@@ -86,7 +86,7 @@ WHOLE_RUN = ["optimizer/update=[mousse,normuon]", "optimizer.clip_norm=0.3", "bu
 def test_runs_resume_on_another_number_of_ranks(first: int, second: int, job: Callable[..., Job]) -> None:
     """Killed after its tenth step at the earliest; the whole on one rank is what comes out."""
     whole = job(*WHOLE_RUN, outputs="whole")
-    whole.go()
+    whole.here()
     every = ["checkpoint.every_steps=5", "log.every_steps=1"]
     broken = job(*WHOLE_RUN, *every, f"launch.nproc={first}", outputs="broken")
     worker = broken.start()
@@ -110,7 +110,7 @@ def test_a_run_with_an_ascent_logs_the_loss_of_its_weights(job: Callable[..., Jo
     ]
     losses = []
     for one in jobs:
-        one.go()
+        one.go() if one.run.launch.nproc > 1 else one.here()
         losses.append([json.loads(line)["loss"] for line in one.folder.metrics.read_text().splitlines()])
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
     assert losses[0][0] == losses[2][0] and losses[0][2:] != pytest.approx(losses[2][2:], abs=1e-3)

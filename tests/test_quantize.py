@@ -21,7 +21,7 @@ def made(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = toy_overrides(toy_folder, [f"outputs={outputs}", "quant=int6_gptq", "quant.rounding.damping=0.05"])
     job = Job(compose(overrides))
     (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *overrides]))
-    job.go()
+    job.here()
     return job.folder.path
 
 

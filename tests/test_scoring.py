@@ -147,7 +147,7 @@ def test_every_pass_over_validation_text_is_entered(toy: Callable[..., Run], toy
     for split, entered in (("val", ["plain"] * 4 + ["sliding"]), ("tune", [])):
         overrides = [f"outputs={tmp_path / split}", "eval=sliding", "eval.every_steps=2", f"eval.split={split}"]
         job = Job(compose(toy_overrides(toy_folder, [*overrides, "scale.seq=0.03125"])))
-        job.go()
+        job.here()
         ledger = tmp_path / split / PASSES
         lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
         assert [line["evaluator"] for line in lines] == entered

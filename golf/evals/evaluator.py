@@ -19,6 +19,7 @@ from golf.evals.lesson import Lesson, lesson_of, tensor
 from golf.evals.scorers import FixedConfig, Scorer, ScorerConfig, Window
 from golf.fields import OPERATIONAL, one_of, positive
 from golf.models.lm import LM
+from golf.nodes import configs
 
 SPLITS = ("val", "tune")
 Note = Callable[["Pass"], None]  # told after each round
@@ -87,6 +88,11 @@ class EvaluatorConfig:
     @property
     def chosen(self) -> ScorerConfig:
         return self.scorer or FixedConfig()
+
+    @property
+    def caches(self) -> bool:
+        """Whether its scorer, or one of those inside, keeps keys and values from chunk to chunk."""
+        return any(getattr(part, "cache", False) for _, part in configs(self.chosen))
 
     @torch.no_grad()
     def run(self, model: LM, book: Book, bos_id: int, note: Note = quietly, resume: "Resume | None" = None) -> Score:
@@ -204,6 +210,8 @@ class WindowsConfig(EvaluatorConfig):
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is less than a window; at least length={self.length}")
         if self.chosen.documents:
             raise ValueError("scorer: learns for each document; take an evaluator of documents, such as eval=ttt_lora")
+        if self.caches:
+            raise ValueError("scorer.cache=true: each window begins at another token; take an evaluator of documents")
         if self.chunk_tokens is None and self.chosen.learns:
             raise ValueError(
                 f"chunk_tokens=None: the scorer would have nothing to learn from; try chunk_tokens={32 * self.length}"
@@ -248,7 +256,8 @@ class DocumentsConfig(EvaluatorConfig):
     once, `chunk_tokens` of each are graded in a round, with the last `length` tokens of the document before their end
     as inputs (the records' TTT by document, PR 1530). Where the scorer learns nothing, all chunks of a document's first
     window are one round: a causal forward of the last one holds what a cache of keys and values would have held for the
-    others, exactly. Where it does learn, every chunk meets other weights, and there is nothing exact to keep.
+    others, exactly. Where it learns, chunks meet other weights; a scorer whose learning reaches no key and no value may
+    keep those (its `cache`) until the window moves.
 
     order: stream, or longest first (so that documents beside one another are alike in length; an order that is fixed
     before anything is graded).
@@ -265,6 +274,8 @@ class DocumentsConfig(EvaluatorConfig):
         positive(length=self.length, chunk_tokens=self.chunk_tokens, documents=self.documents)
         positive(batch_tokens=self.batch_tokens)
         one_of("order", self.order, ("stream", "longest"))
+        if self.caches and not self.chosen.learns:
+            raise ValueError("scorer.cache=true: nothing learns, so first windows are one forward; set cache=false")
         if self.chunk_tokens > self.length:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is more than a window; at most length={self.length}")
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
-from golf.fields import between, positive
+from golf.evals.cache import Cache
+from golf.fields import OPERATIONAL, between, positive
 from golf.models.lm import LM
 
 
@@ -104,16 +105,19 @@ class ScorerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class FixedConfig(ScorerConfig):
-    """The model as it is."""
+    """The model as it is. cache: keys and values of documents are kept from chunk to chunk (golf/evals/cache.py), for
+    what learns beside it chunk by chunk; the score is the same."""
 
     notes: ClassVar[str] = "fixed weights"
+
+    cache: bool = field(default=False, metadata=OPERATIONAL)
 
     @property
     def learns(self) -> bool:
         return False
 
     def open(self, model: LM, ranks: Ranks) -> "Fixed":
-        return Fixed(model)
+        return Cached(model) if self.cache else Fixed(model)
 
 
 class Fixed(Scorer):
@@ -122,6 +126,25 @@ class Fixed(Scorer):
 
     def log_probs(self, window: Window) -> Tensor:
         return self.model.log_probs(window.ids_BT, window.scored)
+
+
+class Cached(Scorer):
+    """The model as it is, asked for what is new in a window."""
+
+    def __init__(self, model: LM):
+        self.model, self.cache = model, Cache(model)
+
+    def begin(self, first_G: np.ndarray) -> None:
+        self.cache.begin()
+
+    def log_probs(self, window: Window) -> Tensor:
+        x_BSD = self.cache.hidden(window.ids_BT, window.scored, window.slot_B)
+        logp_BSV: Tensor = self.model.head.log_probs(x_BSD, self.model.embed.table_VD)
+        return logp_BSV
+
+    def update(self, graded: Graded) -> float | None:
+        self.cache.keep(graded.slot_B[graded.goes_on_B].tolist())
+        return None
 
 
 @dataclass(kw_only=True, slots=True)

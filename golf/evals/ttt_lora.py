@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
+from golf.evals.cache import Cache, Whole, check_learning
 from golf.evals.learning import LearnerConfig, Step, cosine, dealt, one_epoch, rate_of
 from golf.evals.lesson import in_rows, tensor
 from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window
-from golf.fields import between, positive
+from golf.fields import OPERATIONAL, between, positive
 from golf.models.lm import LM
 
 
@@ -36,6 +37,9 @@ class LoRAScorerConfig(ScorerConfig):
 
     Every document has its own. They train one step on each chunk of it that is graded, and never on its last. With new
     documents B and the optimizer begin anew; A does too, or is kept as it was trained (keep_a: PR 1767).
+
+    cache: keys and values of documents are kept from chunk to chunk (golf/evals/cache.py), where no adapter has a say
+    in them: on the head, or in the last block on the MLP, the mixer's query and out. The score is the same.
     """
 
     notes: ClassVar[str] = "score-first training of adapters on each document's graded chunks"
@@ -45,6 +49,7 @@ class LoRAScorerConfig(ScorerConfig):
     keep_a: bool
     head: bool
     matrices: dict[str, str | None] = field(default_factory=dict)
+    cache: bool = field(default=False, metadata=OPERATIONAL)
 
     def __post_init__(self) -> None:
         positive(rank=self.rank, alpha=self.alpha)
@@ -62,6 +67,7 @@ class LoRAScorer(Scorer):
 
     def __init__(self, config: LoRAScorerConfig, model: LM, ranks: Ranks):
         self.config, self.model, self.ranks = config, model, ranks
+        self.reading = Cache(model) if config.cache else Whole(model)
         self.a: dict[str, Tensor] = {}  # a_GrI and b_GOr of this rank's documents, by module
         self.b: dict[str, Tensor] = {}
         self.drawn = 0  # documents, of all ranks, that there is an A for
@@ -105,6 +111,7 @@ class LoRAScorer(Scorer):
 
     def begin(self, first_G: np.ndarray) -> None:
         """Adapters for this rank's documents, if it has any, drawn as one rank would draw them for all."""
+        self.reading.begin()
         own = slice(self.ranks.rank, None, self.ranks.world)
         enough = self.config.keep_a and len(first_G) <= self.drawn
         self.drawn = max(self.drawn, len(first_G))
@@ -120,6 +127,9 @@ class LoRAScorer(Scorer):
             b_shape = (len(first_G[own]), outputs, self.config.rank)
             self.b[name] = torch.zeros(b_shape, device=self.ranks.device, requires_grad=True)
         weights = [*self.a.values(), *self.b.values()]
+        if self.optimizer is None and self.config.cache and len(first_G[own]):
+            self.slot_B = torch.tensor([self.ranks.rank], device=self.ranks.device)
+            check_learning(self.model)
         self.optimizer = self.config.learner.build([{"params": weights, "lr": self.config.learner.lr}])
 
     def log_probs(self, window: Window) -> Tensor:
@@ -127,7 +137,7 @@ class LoRAScorer(Scorer):
 
     def _log_probs(self, ids_BT: Tensor, slot_B: Tensor, scored: int) -> Tensor:
         self.slot_B = slot_B
-        x_BSD = self.model.hidden(ids_BT)[:, -scored:]
+        x_BSD = self.reading.hidden(ids_BT, scored, slot_B)
         logp_BSV = self.model.head.log_probs(x_BSD, self.model.embed.table_VD)
         return F.log_softmax(logp_BSV + self._delta("head", x_BSD), dim=-1) if self.config.head else logp_BSV
 
@@ -146,15 +156,17 @@ class LoRAScorer(Scorer):
 
         Where no document of any rank goes on there is none. What has ended takes part without a gradient."""
         on = graded.goes_on_B.nonzero()[:, 0]
+        self.reading.keep(graded.slot_B[on].tolist())
         if not any(self.ranks.any_of(len(on) > 0)):
             return None
         assert self.optimizer is not None
         self.optimizer.zero_grad()
-        mask_BT, targets_BT = graded.mask_BT[on], graded.targets_BT[on]
+        scored = graded.mask_BT.shape[1] - int(graded.mask_BT.any(0).int().argmax())  # the last inputs: all graded
+        mask_BS, targets_BS = graded.mask_BT[on, -scored:], graded.targets_BT[on, -scored:]
         with torch.enable_grad():
-            logp_BTV = self._log_probs(graded.rows_BT[on], graded.slot_B[on], graded.rows_BT.shape[1])
-            nll_BT = -logp_BTV.gather(-1, targets_BT[..., None])[..., 0] * mask_BT
-            mean_B = nll_BT.sum(1) / mask_BT.sum(1)
+            logp_BSV = self._log_probs(graded.rows_BT[on], graded.slot_B[on], scored)
+            nll_BS = -logp_BSV.gather(-1, targets_BS[..., None])[..., 0] * mask_BS
+            mean_B = nll_BS.sum(1) / mask_BS.sum(1)
             mean_B.sum().backward()
         self.optimizer.step()
         sums = torch.stack([mean_B.detach().sum(), mean_B.new_tensor(len(on))]).double()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from golf.rundir import RunDir
+from golf.rundir import RunDir, illegal
 
 StateOf = Callable[
     [RunDir, dict[str, Any]], str
@@ -20,7 +20,7 @@ TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually,
 class Standing:
     """state: waiting, queued, running, interrupted (its process is gone), stopped, failed or done. loss: nats per token
     of the last logged step; bpb: bits per byte, the final score where done, else the last one on the way; seconds_left:
-    of training, as last logged."""
+    of training, as last logged; illegal: by golf/rundir.py's illegal()."""
 
     state: str
     step: int | None = None
@@ -29,11 +29,13 @@ class Standing:
     seconds_left: float | None = None
     artifact_bytes: int | None = None
     message: str = ""
+    illegal: bool = False
 
 
 def standing_of(result: dict[str, Any]) -> Standing:
     """Of a run that has its result."""
-    return Standing("done", result["steps"], None, result["val_bpb"], 0.0, result["artifact_bytes"])
+    numbers = result["val_bpb"], 0.0, result["artifact_bytes"]
+    return Standing("done", result["steps"], None, *numbers, illegal=illegal(result))
 
 
 def by_process(folder: RunDir, status: dict[str, Any]) -> str:

@@ -110,7 +110,7 @@ def progress_of(run: Run, standing: Standing) -> tuple[str, str, str, str, str, 
     return (
         step,
         "" if standing.loss is None else f"{standing.loss:.4f}",
-        "" if standing.bpb is None else f"{standing.bpb:.4f}",
+        "" if standing.bpb is None else f"{standing.bpb:.4f}" + (" ILLEGAL" if standing.illegal else ""),
         "" if standing.artifact_bytes is None else f"{standing.artifact_bytes:,}",
         clock(standing.seconds_left) if standing.state == "running" and standing.seconds_left is not None else "",
         standing.message,

@@ -17,6 +17,7 @@ from golf.models.slots import (
     Heads,
     InputPartConfig,
     MixerConfig,
+    MixerModule,
     OutputPartConfig,
     ValuePartConfig,
     named_parts,
@@ -84,7 +85,7 @@ class GQAConfig(MixerConfig):
         return 2 * self.kv_heads * (dim // self.heads)
 
 
-class Attention(nn.Module):
+class Attention(MixerModule):
     """h_BTD -> y_BTD. Values are neither normed nor rotated."""
 
     roles = {"gain_H": "scalar"}
@@ -102,6 +103,9 @@ class Attention(nn.Module):
         self.input_parts = named_parts("model.mixer.input", config.input, lambda part: part.build(frame))
         self.value_parts = named_parts("model.mixer.value", config.value, lambda part: part.build(frame, shape))
         self.output_parts = named_parts("model.mixer.output", config.output, lambda part: part.build(frame, shape))
+
+    def why_whole(self, length: int) -> str:
+        return self.rope.why_whole(length)
 
     def make_keys_values(self, config: GQAConfig, frame: Frame, kv_dim: int) -> None:
         """Make what keys_values() needs."""

@@ -36,6 +36,11 @@ class DiagonalMasked(Attention):
         super().__init__(config, frame, shape)
         self.masked = frame.layer in layer_set(config.masked_layers, frame.layers, "model.mixer.masked_layers")
 
+    def why_whole(self, length: int) -> str:
+        if not self.masked:
+            return super().why_whole(length)
+        return "model.mixer.masked_layers has a mask of whole texts; try model.mixer.masked_layers=none"
+
     def mix(self, q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, context: Context) -> Tensor:
         if not self.masked:
             return super().mix(q_BTHC, k_BTKC, v_BTKC, context)

@@ -13,6 +13,7 @@ from golf.fields import positive
 from golf.losses import CROSS_ENTROPY, NLL
 from golf.models.kernels import sdpa
 from golf.models.norms import norm
+from golf.models.recall import Recall, piece_of
 from golf.models.slots import (
     Attend,
     AuxiliaryConfig,
@@ -120,14 +121,26 @@ class LM(nn.Module):
         """What the model would hold in addition if nothing were used twice."""
         return self.stack.repeated_params() + sum(getattr(module, "borrowed", 0) for module in self.modules())
 
-    def hidden(self, ids_BT: Tensor, stage: int | None = None, losses: dict[str, Tensor] | None = None) -> Tensor:
-        """ids_BT -> x_BTD, normed, ready for the head. losses: where parts put further losses of their own."""
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        stage: int | None = None,
+        losses: dict[str, Tensor] | None = None,
+        past: Recall | None = None,
+    ) -> Tensor:
+        """ids_BT -> x_BTD, normed, ready for the head. losses: where parts put further losses of their own.
+
+        past: keys and values of the first tokens of these texts, to which those of the others are added; x_BTD is of
+        those others. It is for stacks that have no reason against it (StackModule.why_whole).
+        """
         x_BND, places = self.embed(ids_BT, self.compute_dtype), self.embed.places(ids_BT.shape[1])
         context = Context(ids_BT, x_BND, places, self.attend, self.shared, stage, read=self._read)
-        x_BND = self.stack(x_BND, context)
+        if past is not None:
+            context = piece_of(context, past.positions, places.count, past.next_chunk())
+        x_BND = self.stack(context.x0_BND, context)
         if losses is not None:
             losses |= context.losses
-        return norm(take(x_BND, places.reads))
+        return norm(take(x_BND, context.places.reads))
 
     def _read(self, x_BND: Tensor) -> Tensor:
         """Log-probabilities from all positions."""

@@ -30,6 +30,15 @@ class RopeConfig:
         """How many of head_dim (even) channels turn."""
         return max(2, 2 * round(self.part * head_dim / 2))
 
+    def why_whole(self, length: int) -> str:
+        """As of golf/models/slots.py's MixerModule: a base that grows with the text turns earlier keys anew."""
+        if self.reference_length is None or length <= self.reference_length:
+            return ""
+        return (
+            f"model.mixer.rope.reference_length={self.reference_length} turns all keys anew as a text of {length} "
+            "grows beyond; try model.mixer.rope.reference_length=null"
+        )
+
     def tables(self, context: Context, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos_N1J and sin_N1J for all positions of this pass, in the type of `like`, made once a pass."""
         base, tokens = self.base, context.text_tokens

@@ -8,7 +8,7 @@ with T.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -244,7 +244,7 @@ class OutputPartConfig:
 class MixerConfig:
     """How tokens mix: module(h_BTD, context) -> y_BTD, causal."""
 
-    def build(self, frame: Frame) -> nn.Module:
+    def build(self, frame: Frame) -> "MixerModule":
         raise NotImplementedError
 
     def kernel_channels(self, dim: int) -> int | None:
@@ -254,6 +254,15 @@ class MixerConfig:
     def cached_numbers(self, dim: int) -> int | None:
         """Numbers that a decoder has to keep of each token in each visit of a layer; None: that is not known."""
         return None
+
+
+class MixerModule(nn.Module):
+    """A module of MixerConfig."""
+
+    def why_whole(self, length: int) -> str:
+        """Why texts of up to so many tokens must be passed whole, with a way out; empty: where they go on, keys and
+        values that `attend` was given before are all that is known of them (golf/models/recall.py)."""
+        return f"model.mixer keeps more of a text than those ({type(self).__name__}); try model/mixer=gqa"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -297,6 +306,15 @@ class StackModule(nn.Module):
     def repeated_params(self) -> int:
         """What a stack that visits nothing twice would hold in addition."""
         raise NotImplementedError
+
+    def why_whole(self, length: int) -> str:
+        """As of MixerModule, of the whole stack."""
+        return f"model.stack keeps more of a text than those ({type(self).__name__}); try model/stack=unet"
+
+
+def first_reason(blocks: nn.ModuleList, length: int) -> str:
+    """The first that one of these blocks' mixers has for MixerModule.why_whole()."""
+    return next((reason for block in blocks if (reason := cast(Any, block).mixer.why_whole(length))), "")
 
 
 @dataclass(kw_only=True, slots=True)

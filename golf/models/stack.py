@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from golf.errors import UserError
 from golf.models.loops import RevisitConfig, Visit
-from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule
+from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule, first_reason
 
 
 @dataclass(kw_only=True, slots=True)
@@ -143,6 +143,9 @@ class Blocks(StackModule):
         if self.skip_gate_JD is None:
             return x_BTD + scaled_BTD
         return torch.lerp(scaled_BTD, x_BTD, self.skip_gate_JD[number].sigmoid().to(x_BTD.dtype))
+
+    def why_whole(self, length: int) -> str:
+        return first_reason(self.blocks, length)
 
     def stored_depth(self) -> int:
         return len(self.blocks)

@@ -3,8 +3,8 @@
 Shapes: golf/models/slots.py; S: the network's state, n: the positions of a chunk, m: those up to its end.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from golf.errors import UserError
 from golf.fields import between, positive
-from golf.models.attention import Attention
-from golf.models.kernels import masked
 from golf.models.layers import check_layer_text, layer_set
 from golf.models.linear import Dense
 from golf.models.loops import Visit
-from golf.models.slots import Attend, Context, Frame, Places, ResidualConfig, picked
+from golf.models.recall import Recall, piece_of
+from golf.models.slots import Context, Frame, ResidualConfig, StackModule, first_reason
 from golf.models.stack import Blocks, BlocksConfig
 from golf.models.surge_error import GRU, Change, Directions, ErrorSignal, Gate, no_prediction
 
@@ -78,16 +77,15 @@ class Surge(Blocks):
         super().__init__(config, frame, make_block, residual)
         self.chunk = config.chunk
         self.layers = sorted(layer_set(config.layers, frame.layers, "model.stack.layers"))
-        for block in self.blocks:
-            if not isinstance(block.mixer, Attention):
-                raise UserError(
-                    "model.stack: chunks see each other by attention alone, and model.mixer is "
-                    f"{type(block.mixer).__name__}; try model/mixer=gqa"
-                )
+        if reason := first_reason(self.blocks, 0):
+            raise UserError(f"model.stack: chunks see each other by keys and values alone, and {reason}")
         for layer in self.layers:
             if config.out_std is not None:
                 nn.init.normal_(self.matrix(layer), std=config.out_std)
         self.meta = Meta(config.meta, frame, len(self.layers)) if config.meta is not None and self.layers else None
+
+    def why_whole(self, length: int) -> str:
+        return StackModule.why_whole(self, length)
 
     def matrix(self, layer: int) -> Tensor:
         """W_OI of a changing layer before any change."""
@@ -177,60 +175,3 @@ class Meta(nn.Module):
             )
         ]
         return Running(state_BS, logp_BnV[:, -1:], changes)
-
-
-class Recall:
-    """Attention in chunks: queries of one see its keys and all earlier ones, each call of a chunk those of its own
-    number. On its first chunk it is the kernel that it stands for."""
-
-    def __init__(self, attend: Attend):
-        self.attend, self.number = attend, 0
-        self.past: list[tuple[Tensor, Tensor]] = []
-
-    def next_chunk(self) -> "Recall":
-        self.number = 0
-        return self
-
-    def __call__(self, q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, window: int | None = None) -> Tensor:
-        number, self.number = self.number, self.number + 1
-        if number == len(self.past):
-            self.past.append((k_BTKC, v_BTKC))
-            return self.attend(q_BTHC, k_BTKC, v_BTKC, window)
-        k_BmKC, v_BmKC = (torch.cat(pair, dim=1) for pair in zip(self.past[number], (k_BTKC, v_BTKC), strict=True))
-        self.past[number] = k_BmKC, v_BmKC
-        return masked(q_BTHC, k_BmKC, v_BmKC, seen_by_last(q_BTHC.shape[1], k_BmKC.shape[1], window, q_BTHC.device))
-
-
-def seen_by_last(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """seen_nm: which keys the last positions see: their own, and all or `window` before it."""
-    before_nm = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    seen_nm = before_nm >= 0
-    return seen_nm if window is None else seen_nm & (before_nm <= window)
-
-
-def piece_of(context: Context, start: int, stop: int, attend: Attend) -> Context:
-    """The context of positions start to stop - 1 of a pass."""
-    chosen = numbers_within(context.places.tokens, start, stop)
-    kept = (
-        picked(places, numbers_within(places, start, stop)) for places in (context.places.tokens, context.places.reads)
-    )
-    return replace(
-        context,
-        ids_BT=context.ids_BT[:, chosen.start : chosen.stop],
-        x0_BND=context.x0_BND[:, start:stop],
-        places=Places(stop - start, *([place - start for place in places] for places in kept)),
-        start=context.start + start,
-        whole=context.text_tokens,
-        attend=attend,
-        first_BND=None,
-        losses={},
-        memo={},
-    )
-
-
-def numbers_within(places: Sequence[int], start: int, stop: int) -> range:
-    """Which of these ascending places lie in start .. stop - 1."""
-    if isinstance(places, range):
-        low, high = (min(max(edge - places.start, 0), len(places)) for edge in (start, stop))
-        return range(low, high)
-    return range(sum(place < start for place in places), sum(place < stop for place in places))

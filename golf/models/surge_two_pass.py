@@ -15,7 +15,7 @@ from golf.models.layers import check_layer_text, layer_set
 from golf.models.loops import Visit
 from golf.models.norms import norm
 from golf.models.residual import ResidMix
-from golf.models.slots import Context, Frame, ResidualConfig
+from golf.models.slots import Context, Frame, ResidualConfig, StackModule
 from golf.models.stack import Blocks, BlocksConfig
 from golf.models.surge_error import Change, Directions, ErrorSignal, Gate, MinGRU, no_prediction
 
@@ -96,6 +96,9 @@ class SurgeTwoPass(Blocks):
         scale_D = adds.mixer_scale_D.to(x_BND.dtype)
         x_BND = x_BND + scale_D * self.correction(guess_BND, context)
         return self.run(x_BND, context, outputs if self.routing == "replay" else None, after)
+
+    def why_whole(self, length: int) -> str:
+        return StackModule.why_whole(self, length)
 
     def first_later(self, context: Context) -> int:
         """The number of the first visit after the last one of the changed block."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from golf.fields import between, one_of
-from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule
+from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule, first_reason
 
 START = 0.01  # standard deviation of the halting weights at first
 
@@ -92,6 +92,9 @@ class Universal(StackModule):
         assert self.halt_D is not None
         assert self.halt_bias is not None
         return torch.sigmoid(F.linear(x_BND.float(), self.halt_D[None])[..., 0] + self.halt_bias)
+
+    def why_whole(self, length: int) -> str:
+        return first_reason(self.blocks, length)
 
     def stored_depth(self) -> int:
         return len(self.blocks)

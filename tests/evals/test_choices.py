@@ -1,18 +1,11 @@
-"""Every experiment can be scored by other evaluators than its own: as rescoring a run of it does."""
+"""Experiments with scorers of their own: kept, and given way to others. That every experiment takes any evaluator is in
+tests/test_experiments.py."""
 
 import pytest
 
-from golf.compose import CONF
 from tests.conftest import composed
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OWN = ["pr401_v7", "pr401_v2", "pr401_sota254_ttt"]
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_takes_any_eval(experiment: str) -> None:
-    run = composed("track=tiny", f"experiment={experiment}", "eval=ttt_lora")
-    assert set(run.eval.evaluators) == {"plain", "documents", "ttt_lora"} and run.eval.main == "ttt_lora"
 
 
 @pytest.mark.parametrize("experiment", OWN)

@@ -45,8 +45,8 @@ def lora(**fields: Any) -> LoRAScorerConfig:
     return LoRAScorerConfig(**(settings | fields))
 
 
-def counts(longest: int) -> NGramConfig:
-    return NGramConfig(shortest=1, longest=longest, strength=4.0, scorer=FixedConfig())
+def counts(longest: int, cache: bool = False) -> NGramConfig:
+    return NGramConfig(shortest=1, longest=longest, strength=4.0, scorer=FixedConfig(cache=cache))
 
 
 def documents(**fields: Any) -> DocumentsConfig:
@@ -83,7 +83,9 @@ LEARNERS = {
     "documents": documents(),
     "documents in order": documents(order="stream", documents=1),
     "ngram by document": documents(scorer=counts(2)),
+    "ngram, keys kept": documents(scorer=counts(2, cache=True)),
     "lora": documents(scorer=lora()),
+    "lora on the head, keys kept": documents(scorer=lora(matrices={}, cache=True)),
     "phased": documents(
         documents=2,
         scorer=PhasedConfig(

@@ -1,6 +1,7 @@
 """Every model YAML: builds, starts near log(vocab), is causal, and trains all that it should."""
 
 import math
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -25,7 +26,24 @@ from golf.quant.formats import FloatConfig
 from golf.roles import roles_of
 from golf.schedules import Tick
 
-CHOICES = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in (CONF / "model").rglob("*.yaml"))
+ALL = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in (CONF / "model").rglob("*.yaml"))
+
+
+def override_of(choice: str) -> str | None:
+    """The choice of a part that a whole model is the baseline with, if it is no more than that; model=baseline for the
+    baseline's own parts."""
+    group, _, name = choice.partition("=")
+    lines = [line.split("#")[0].rstrip() for line in (CONF / group / f"{name}.yaml").read_text().splitlines()]
+    own = [line for line in lines if line and line not in ("defaults:", "  - baseline", "  - _self_")]
+    if group == "model":
+        found = re.fullmatch(r"  - override (\S+): (\S+)", own[0])
+        return f"model/{found[1]}={found[2]}" if found and len(own) == 1 else None
+    part = f"  - {group.removeprefix('model/')}: {name}"
+    return "model=baseline" if part in (CONF / "model/baseline.yaml").read_text().splitlines() else None
+
+
+SAME = {choice: other for choice in ALL if (other := override_of(choice)) is not None}
+CHOICES = [choice for choice in ALL if choice not in SAME]
 
 
 def built(run: Run) -> LM:
@@ -37,9 +55,54 @@ def ids_for(run: Run, rows: int = 2, length: int = 24) -> Tensor:
     return torch.randint(run.model.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=CHOICES)
-def run(request: pytest.FixtureRequest, toy: Callable[..., Run]) -> Run:
-    return toy(request.param, "scale.seq=0.03125")  # sizes by length as for texts of 32
+@pytest.fixture(scope="module", params=CHOICES)
+def chosen_model(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(chosen_model: str, toy: Callable[..., Run]) -> Run:
+    return toy(chosen_model, "scale.seq=0.03125")  # sizes by length as for texts of 32
+
+
+def moved(run: Run, steps: int = 2, dead: list[list[str]] | None = None) -> LM:
+    """A model after a few steps, so that matrices that begin at zero do something. dead: gets the names of what had no
+    gradient, at each step."""
+    model = built(run)
+    optimizer = run.optimizer.build(model, torch.float32)
+    ids = ids_for(run, rows=4)
+    for step in range(steps):
+        optimizer.zero_grad()
+        torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
+        if dead is not None:
+            dead.append([n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0])
+        optimizer.step(1.0, Tick(step, 0.5, 10))
+    return model
+
+
+# two factors in a row that begin at zero: what stands before them lives from the second step on
+LATER = {"model/head=untied", "model/linear=shared_lora", "model/linear=nca"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after two steps (three of LATER), which no test changes, and what had no gradient in the last of them."""
+
+    model: LM
+    dead: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained(chosen_model: str, run: Run) -> Trained:
+    dead: list[list[str]] = []
+    model = moved(run, 3 if chosen_model in LATER else 2, dead)
+    return Trained(model, dead[-1])
+
+
+@pytest.mark.parametrize("left_out", ["model/stack=unet", "model=mla_128", "model=pause_delay"])
+def test_what_is_not_tried_is_one_that_is(left_out: str, toy: Callable[..., Run]) -> None:
+    assert set(SAME.values()) <= set(CHOICES) and toy(left_out).model == toy(SAME[left_out]).model
 
 
 def test_initial_loss_is_log_vocab(run: Run) -> None:
@@ -47,8 +110,8 @@ def test_initial_loss_is_log_vocab(run: Run) -> None:
     assert built(run)(ids[:, :-1], ids[:, 1:])["nll"].item() == pytest.approx(math.log(run.model.vocab_size), abs=0.05)
 
 
-def test_log_probs_are_normalised_and_agree_with_the_loss(run: Run) -> None:
-    model, ids = moved(run), ids_for(run)
+def test_log_probs_are_normalised_and_agree_with_the_loss(run: Run, trained: Trained) -> None:
+    model, ids = trained.model, ids_for(run)
     log_probs = model.log_probs(ids[:, :-1])
     assert torch.allclose(log_probs.exp().sum(-1), torch.ones(2, 23), atol=1e-5)
     nll = -log_probs.gather(-1, ids[:, 1:, None]).mean()
@@ -56,20 +119,8 @@ def test_log_probs_are_normalised_and_agree_with_the_loss(run: Run) -> None:
     assert torch.equal(model.log_probs(ids[:, :-1], last=5), log_probs[:, -5:])
 
 
-def moved(run: Run, steps: int = 2) -> LM:
-    """A model after a few steps, so that matrices that begin at zero do something."""
-    model = built(run)
-    optimizer = run.optimizer.build(model, torch.float32)
-    ids = ids_for(run, rows=4)
-    for step in range(steps):
-        optimizer.zero_grad()
-        torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
-        optimizer.step(1.0, Tick(step, 0.5, 10))
-    return model
-
-
-def test_causal(run: Run) -> None:
-    model, ids = moved(run), ids_for(run)
+def test_causal(run: Run, trained: Trained) -> None:
+    model, ids = trained.model, ids_for(run)
     changed = ids.clone()
     changed[:, 10] = (changed[:, 10] + 1) % run.model.vocab_size
     with torch.no_grad():
@@ -78,16 +129,8 @@ def test_causal(run: Run) -> None:
     assert not torch.allclose(before[:, 10:], after[:, 10:])
 
 
-# two factors in a row that begin at zero: what stands before them lives from the second step on
-LATER = {"model/head=untied", "model/linear=shared_lora", "model/linear=nca", "model=nca"}
-
-
-def test_every_parameter_gets_a_gradient_after_one_step(run: Run, request: pytest.FixtureRequest) -> None:
-    model, ids = moved(run, steps=2 if request.node.callspec.params["run"] in LATER else 1), ids_for(run)
-    model.zero_grad()
-    torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
-    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not dead
+def test_every_parameter_gets_a_gradient_after_one_step(trained: Trained) -> None:
+    assert not trained.dead
 
 
 def test_every_parameter_is_claimed_once_by_optimizer_and_quantiser(run: Run) -> None:
@@ -106,16 +149,16 @@ def test_no_graph_breaks(run: Run) -> None:
     assert torch.isfinite(whole(ids[:, :-1], ids[:, 1:])["nll"])
 
 
-def test_bf16_stays_close(run: Run) -> None:
-    model, ids = moved(run), ids_for(run)
+def test_bf16_stays_close(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = trained.model, ids_for(run)
     full = model(ids[:, :-1], ids[:, 1:])["nll"].item()
-    model.compute_dtype = torch.bfloat16
+    monkeypatch.setattr(model, "compute_dtype", torch.bfloat16)
     assert model(ids[:, :-1], ids[:, 1:])["nll"].item() == pytest.approx(full, abs=0.02)
 
 
-def test_the_artifact_holds_what_scores_need(run: Run, tmp_path: Path) -> None:
+def test_the_artifact_holds_what_scores_need(run: Run, trained: Trained, tmp_path: Path) -> None:
     """Stored as fp32 and read back into a fresh model, every model scores as it did in memory."""
-    model, ids, kept = moved(run), ids_for(run), run.model.exported()
+    model, ids, kept = trained.model, ids_for(run), run.model.exported()
     roles, weights = roles_of(kept.build_on_meta()), dict(model.named_parameters())
     exact = replace(run.quant, formats={"fp32": FloatConfig(dtype="fp32")}, roles={}, names={}, default="fp32")
     stored = exact.quantize({name: weights[name] for name in roles}, roles)

@@ -21,6 +21,7 @@ from golf.models.lm import LM
 from golf.models.norms import norm
 from golf.models.seeded import Drawn, Seeded, SeededDense
 from golf.roles import roles_of
+from tests.conftest import composed
 from tests.models.test_every_model import built, ids_for, moved
 
 RECOMMENDED = ["siren", "hypernetwork", "seeded", "nca"]
@@ -32,7 +33,7 @@ Toy = Callable[..., Run]
 
 
 def full_size(form: str, *more: str) -> LM:
-    return compose(["track=h100x8", f"model/linear={form}", *more]).model.build_on_meta()
+    return composed("track=h100x8", f"model/linear={form}", *more).model.build_on_meta()
 
 
 def at_full_width(form: str) -> LM:
@@ -83,15 +84,23 @@ SIZES = {
 }
 
 
+def predicted(model: LM) -> int:
+    """Bytes of its artifact, quantised as by default."""
+    run, roles = composed("track=h100x8"), model.stored_roles()
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return run.quant.predict_bytes({name: shapes[name] for name in roles}, roles, run.chosen_codec)
+
+
 @pytest.mark.parametrize("form", SIZES)
 def test_sizes_at_full_size(form: str) -> None:
-    model = full_size(form)
+    model, dense = full_size(form), full_size("dense")
     assert sum(module.inputs * module.outputs for module in made(model).values()) == GENERATED
     assert stored(model) == SIZES[form]
     assert model.repeated_params() == GENERATED
     whole = sum(p.numel() for p in model.parameters())
     assert whole == 17_059_912 - GENERATED + SIZES[form], "all else is the baseline's"
     assert (stored(model) < GENERATED) == (form != "hypernetwork_pr")
+    assert (predicted(model) < predicted(dense) / 3) == (form != "hypernetwork_pr"), "in bytes of the artifact too"
 
 
 @pytest.mark.parametrize("form", RECOMMENDED)

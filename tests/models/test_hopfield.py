@@ -69,6 +69,12 @@ def test_the_gradient_stops_at_the_state_from_before() -> None:
     torch.testing.assert_close(x.grad, head.map.weight.sum(0).expand_as(x), atol=1e-5, rtol=1e-5)
 
 
+def test_a_retrieval_that_adds_nothing_is_the_plain_head() -> None:
+    head, (x, _, table) = head_of("hopfield"), inputs()
+    head.alpha.data.zero_()
+    torch.testing.assert_close(head.log_probs(x, table), capped(x @ table.T), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_retrieval_is_its_formula(steps: int) -> None:
     head, (h, _, table) = head_of("hopfield", f"steps={steps}"), inputs()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from golf.compose import compose
+from golf.compose import CONF, compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.basis import BasisConfig
@@ -15,10 +15,15 @@ from golf.models.low_rank import EigenConfig
 from golf.models.slots import Frame
 from golf.models.tensor_train import TensorTrainConfig, modes
 from tests.conftest import composed
-from tests.models.test_every_model import ids_for, moved
+from tests.models.test_every_model import built, ids_for, moved
 
 DENSE = DenseConfig(init="uniform", residual="zero")
 X = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+MODES = {512: (8, 8, 8), 256: (4, 8, 8), 1024: (8, 8, 16)}
+CORES = sum(  # of a layer's six matrices, bond 64
+    sum(a * o * i * b for a, o, i, b in zip((1, 64, 64), MODES[outputs], MODES[inputs], (64, 64, 1), strict=True))
+    for outputs, inputs in ((512, 512), (256, 512), (256, 512), (512, 512), (1024, 512), (512, 1024))
+)
 FORMS = {
     "eigen": EigenConfig(ranks={"mixer": 6, "mlp": 4}, std=None, dense=DENSE),
     "eigen_pr": EigenConfig(ranks={"mixer": 6, "mlp": 4}, std=0.02, dense=DENSE),
@@ -87,6 +92,24 @@ def test_a_basis_is_shared_by_the_layers_of_its_group_and_spans_them() -> None:
         assert torch.allclose(u_OR @ (u_OR.T @ w_OI), w_OI, atol=1e-5), "W lies in the span of U"
 
 
+LINEAR = sorted(path.stem for path in (CONF / "model" / "linear").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("form", LINEAR)
+def test_a_dense_model_with_the_same_matrices_is_the_same(form: str, toy: Callable[..., Run]) -> None:
+    """The identity test of every source of matrices: what it makes, copied into dense ones, gives the same scores."""
+    ours, dense = moved(toy(f"model/linear={form}")), built(toy("model/linear=dense"))
+    ids, by_name = ids_for(toy("model/linear=dense")), dict(ours.named_modules())
+    with torch.no_grad():
+        for name, module in dense.named_modules():
+            if isinstance(module, Dense):
+                module.weight.copy_(by_name[name](torch.eye(module.weight.shape[1])).T)
+        rest = {n: p for n, p in ours.state_dict().items() if n in dict(dense.named_parameters())}
+        dense.load_state_dict(rest, strict=False)
+        torch.testing.assert_close(dense.log_probs(ids), ours.log_probs(ids), atol=1e-4, rtol=0)
+        assert not torch.allclose(built(toy("model/linear=dense")).log_probs(ids), ours.log_probs(ids), atol=1e-3)
+
+
 def test_one_layer_of_full_rank_equals_a_dense_matrix(toy: Callable[..., Run]) -> None:
     """The identity test: factors that reproduce the base's matrices give the base's scores."""
     base = moved(toy("model/linear=dense"))
@@ -119,6 +142,9 @@ def test_one_layer_of_full_rank_equals_a_dense_matrix(toy: Callable[..., Run]) -
         (["model=recurrence", "model.stack.loop.blocks='3,4,5 of 9'"], 17_060_936),
         (["model=recurrence", "model.stack.loop.times=3"], 17_060_936),
         (["model=universal", "model/stack=universal_pr"], 2_361_865),
+        (["model=universal"], 2_361_865 + 6 * 512),  # a vector for each of its steps
+        (["model=mps"], 1024 * 64 + 1024 * 64**2 + 64),
+        (["model=tensor_train"], 17_059_912 - 16_515_072 + 9 * (CORES + 2)),
     ],
 )
 def test_full_size_has_the_published_parameters(overrides: list[str], expected: int) -> None:

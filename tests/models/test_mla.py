@@ -16,6 +16,8 @@ from golf.models.norms import norm
 from golf.models.rope import rotary_tables, rotate
 from golf.models.slots import Attend, Frame
 from golf.models.tiled import tiled
+from golf.plan import _cache
+from tests.conftest import composed
 from tests.models.helpers import context_of
 from tests.models.test_every_model import ids_for, moved
 
@@ -71,6 +73,18 @@ def test_published_sizes(name: str, parameters: int) -> None:
     run = compose(["track=h100x8", f"model={name}"])
     assert sum(p.numel() for p in run.model.build_on_meta().parameters()) == parameters
     assert run.model.mixer.cached_numbers(512) == int(name.removeprefix("mla_"))
+
+
+def test_a_plan_says_what_a_decoder_keeps() -> None:
+    """The cache-size report: numbers a token and layer, and the bytes of a whole text in bf16."""
+
+    def said(*overrides: str) -> str:
+        run = composed("track=h100x8", *overrides)
+        return _cache(run, run.model.build_on_meta().stack.effective_depth())
+
+    assert said() == "512 numbers a token and layer; 9,437,184 bytes in bf16 for 1,024 tokens"
+    assert said("model=mla_128") == "128 numbers a token and layer; 2,359,296 bytes in bf16 for 1,024 tokens"
+    assert said("model=mps") == "one state, whatever the length"
 
 
 def test_size_of_the_published_form() -> None:

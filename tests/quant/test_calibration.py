@@ -145,13 +145,13 @@ def test_own_text_follows_the_model(toy: Toy) -> None:
 
 def test_training_text_counts_as_training_and_the_scored_text_is_not_read(job: Callable[..., Job]) -> None:  # noqa: F811
     run = job("quant=int6_gptq")
-    run.go()
+    run.here()
     result = run.result()
     phases = result["phases"]
     assert phases["calibrate"]["reads"] == ["train"] and phases["calibrate"]["seconds"] > 0
     assert result["counted_seconds"] == pytest.approx(phases["train"]["seconds"] + phases["calibrate"]["seconds"])
     drawn = job("quant=int6_gptq", "quant/calibration=self", outputs="drawn")
-    drawn.go()
+    drawn.here()
     assert drawn.result()["phases"]["calibrate"]["reads"] == []
     assert drawn.result()["counted_seconds"] == pytest.approx(drawn.result()["phases"]["train"]["seconds"])
 
@@ -159,16 +159,16 @@ def test_training_text_counts_as_training_and_the_scored_text_is_not_read(job: C
 def test_time_is_kept_for_what_counts_and_all_of_it_ends_in_time(job: Callable[..., Job]) -> None:  # noqa: F811
     clock = ["budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=4", "quant=int6_gptq"]
     run = job(*clock, "quant.calibration.tokens=8192")
-    printed = run.go()
+    printed = run.here()
     kept = float(re.search(r"([\d.]+) s of the budget are kept for calibration", printed)[1])
     result = run.result()
     phases = result["phases"]
     assert kept > 0.05 and phases["calibrate"]["seconds"] > kept / 10, "what was foretold is of the size of what came"
     assert phases["train"]["seconds"] < 4 - kept + 1 and result["counted_seconds"] > phases["train"]["seconds"]
     free = job(*clock, "quant/calibration=random", outputs="free")
-    assert "kept for calibration" not in free.go()
+    assert "kept for calibration" not in free.here()
 
 
 def test_a_budget_that_calibration_would_eat_is_refused(job: Callable[..., Job]) -> None:  # noqa: F811
     run = job("budget.max_seconds=0.001", "quant=int6_gptq")
-    assert "budget.max_seconds=0.001: the calibration alone takes" in run.go(code=1)
+    assert "budget.max_seconds=0.001: the calibration alone takes" in run.here(code=1)
