@@ -134,6 +134,7 @@ class Scheduler:
         ended, now = attempt.poll(), time.monotonic()
         limit, began = self.launch.timeout_seconds, attempt.started
         if ended is not None:
+            attempt.state = "ended"
             self.executor.release(attempt)
             attempt.task.seconds += now - (began or now)
             self._conclude(attempt, ended)

@@ -37,7 +37,8 @@ def main() -> int:
         score = math.nan if diverges else 2.0 + away + 1 / step
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "train_seconds": step / 10, "val_bpb": score}) + "\n")
-        saved.write_text(str(step))
+        folder.joinpath("saving").write_text(str(step))
+        os.replace(folder / "saving", saved)
         if step == 4 and away > 1.0 and (wait := folder.parent / "wait").exists():
             time.sleep(float(wait.read_text()))  # however late the launcher looks
     if diverges:
