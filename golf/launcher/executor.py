@@ -61,7 +61,7 @@ class Ended:
 
 
 class Attempt:
-    """A task's processes. state: queued, running or ended; started: when they began (monotonic seconds), None while queued;
+    """A task's processes. state: queued, running or ended; started: when they began (monotonic), None while queued;
     stopping: why they have been told to end, kill_at: when they will be killed; withdrawn: for no fault of theirs;
     pruned: because the watcher found them hopeless."""
 
