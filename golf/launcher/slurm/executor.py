@@ -119,7 +119,7 @@ class SlurmExecutor(Executor):
         for task, ticket in tickets:
             job = self.view.find(ticket)
             if job is not None and queue.state_word(job.state):
-                self.live.add(SlurmAttempt(task, self, ticket, job))
+                self.live.add(SlurmAttempt(task, self, Ticket(ticket.name, ticket.index, job.id), job))
         return list(self.live)
 
     def has_room(self, run: Run) -> bool:
