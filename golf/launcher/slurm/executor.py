@@ -120,7 +120,7 @@ class SlurmExecutor(Executor):
         for task, ticket in tickets:
             job = self.view.find(ticket)
             if job is not None and queue.state_word(job.state):
-                found.append(SlurmAttempt(task, self, ticket, job))
+                found.append(SlurmAttempt(task, self, Ticket(ticket.name, ticket.index, job.id), job))
         self.live.update(found)
         return found
 
