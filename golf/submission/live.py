@@ -110,7 +110,9 @@ class Reach:
         if not isinstance(definition.node, ast.ClassDef):
             return None
         cls = getattr(importlib.import_module(definition.module.name), definition.node.name)
-        own = dataclasses.is_dataclass(cls) and cls.__name__.endswith("Config")  # others are made by code, of any value
+        own = dataclasses.is_dataclass(cls) and definition.node.name.endswith(
+            "Config"
+        )  # others are made by code, of any value
         return switches_of(cls, self.recipe) if own else None
 
     def _read(self, one: Live, nodes: Iterable[Any]) -> None:

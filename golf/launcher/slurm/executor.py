@@ -116,13 +116,13 @@ class SlurmExecutor(Executor):
         tickets = [(task, ticket) for task in tasks if (ticket := queue.ticket_of(task.folder))]
         if tickets:
             self.view = queue.look()
-        found: list[Attempt] = []
+        found: list[SlurmAttempt] = []
         for task, ticket in tickets:
             job = self.view.find(ticket)
             if job is not None and queue.state_word(job.state):
                 found.append(SlurmAttempt(task, self, Ticket(ticket.name, ticket.index, job.id), job))
         self.live.update(found)
-        return found
+        return [*found]
 
     def has_room(self, run: Run) -> bool:
         limit = self.launch.max_jobs
