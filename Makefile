@@ -10,7 +10,7 @@ SWEEP ?= smoke
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep report test test-gpu lint typecheck bench clean
+.PHONY: help setup train sweep report test test-gpu test-slurm slurm-packages lint typecheck bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,15 @@ test: $(READY) ## the tests that need no GPU
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-slurm: $(READY) ## sweeps on a real SLURM of one node, started for them (root, Debian; skips what can't be had)
+	-@$(MAKE) --no-print-directory slurm-packages
+	$(TEST_ENV) $(BIN)/python -m pytest -m slurm -n0 -rs $(ARGS)
+
+slurm-packages:
+	@(command -v munged && command -v slurmctld && command -v sbatch) >/dev/null || \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  slurm-wlm slurmctld slurmd slurm-client munge >/dev/null; }
 
 lint: $(READY) ## ruff
 	$(BIN)/ruff check golf hydra_plugins tests benchmarks

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.table import Table
 
+from golf.arguments import key_values, switched_on
 from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, known_bad
 from golf.errors import UserError, in_one_line
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
@@ -31,19 +32,16 @@ COLOURS = {PASS: "green", FAIL: "bold red"}
 @in_one_line
 def main(arguments: list[str]) -> int:
     """Exit code 0, 1 where a probe failed, 2 and one line for bad input."""
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    wrong = [argument for argument in arguments if argument.split("=", 1)[0] not in KEYS or "=" not in argument]
     if not arguments or set(arguments) & {"-h", "--help"}:
         print(__doc__)
         return 0 if arguments else 2
-    if wrong:
-        raise UserError(f"{wrong[0]}: takes {', '.join(KEYS)}, each as key=value")
+    given = key_values(arguments, KEYS)
     check(given)
     if "experiments" in given:
         return over_experiments(given["experiments"])
     if "sweep" in given:
         return over_sweep(Path(given["sweep"]), given.get("evaluator"))
-    if given.get("known_bad") == "true":
+    if switched_on(given, "known_bad"):
         return confusion(Path(given["run"]))
     return max(over_run(Path(folder), given.get("evaluator")) for folder in given["run"].split(","))
 
@@ -56,9 +54,7 @@ def check(given: dict[str, str]) -> None:
     for key, value in given.items():
         if key != named[0] and key not in GO_WITH[named[0]]:
             raise UserError(f"{key}={value}: does not go with {named[0]}=...; leave one of them out")
-    if given.get("known_bad", "false") not in ("true", "false"):
-        raise UserError(f"known_bad={given['known_bad']}: true or false")
-    if given.get("known_bad") == "true" and "evaluator" in given:
+    if switched_on(given, "known_bad") and "evaluator" in given:
         raise UserError(f"evaluator={given['evaluator']}: does not go with known_bad=true; leave it out")
 
 

@@ -9,8 +9,9 @@ import json
 import re
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.utils import get_class
 from omegaconf import OmegaConf
@@ -34,6 +35,10 @@ from golf.schedules import Schedule
 from golf.sinks import LogConfig
 from golf.tokens.loader import LoaderConfig
 from golf.tokens.prepare import DataConfig
+
+if TYPE_CHECKING:
+    from golf.launcher.executor import Executor
+    from golf.launcher.standing import StateOf
 
 CLOCKS = ("steps", "seconds")
 DEVICES = ("auto", "cpu", "cuda")
@@ -142,13 +147,23 @@ class Checkpoint:
 
 @dataclass(kw_only=True, slots=True)
 class Launch:
-    """Processes of one run, and how the runs of a sweep share the machine.
+    """The slot: processes of one run, and where and how the runs of a sweep are started.
 
-    nproc: processes a run; threads: OpenMP threads of each (null: the slot's cores shared out); wait_policy: OpenMP's.
-    Sweeps: slots: runs at once (null: what the machine holds); timeout_seconds, retries: a run's wall time and how
+    nproc: processes a run; threads: OpenMP threads of each (null: its share of the cores); wait_policy: OpenMP's.
+    Sweeps: slots: runs at once (null: what there is room for); timeout_seconds, retries: a run's wall time and how
     often one that failed is tried again; on_failure: go on or start nothing more; grace_seconds: what a run that is
     told to stop has for saving; dry_run: print the cells; status: print where each stands.
     """
+
+    SHARED: ClassVar[tuple[str, ...]] = (  # what one sweep has one of; its cells may differ in the rest
+        "slots",
+        "on_failure",
+        "retries",
+        "timeout_seconds",
+        "grace_seconds",
+        "dry_run",
+        "status",
+    )
 
     nproc: int
     threads: int | None
@@ -167,6 +182,18 @@ class Launch:
         between(0, 100, retries=self.retries)
         one_of("wait_policy", self.wait_policy, ("passive", "active"))
         one_of("on_failure", self.on_failure, ON_FAILURE)
+
+    def check(self, run: "Run", *, lone: bool) -> None:
+        """Raise UserError where `run` can't be started from this machine. lone: by itself, in no sweep."""
+        raise NotImplementedError
+
+    def executor(self, runs: Sequence["Run"]) -> "Executor":
+        """What starts and watches the runs of a sweep, done ones included. UserError where slots are too many."""
+        raise NotImplementedError
+
+    def standing(self) -> "StateOf":
+        """What tells the state of runs without a result, as it is now."""
+        raise NotImplementedError
 
 
 @dataclass(kw_only=True, slots=True)

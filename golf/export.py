@@ -79,6 +79,7 @@ def export(
         "peak_memory_bytes": _peak_memory(ranks.device),
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
         "world_size": ranks.world,
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
         "attention": {"backend": trained.backend.name, "reason": trained.backend.reason},
         "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[model.compute_dtype],

@@ -33,6 +33,7 @@ from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 
 RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 SETTLED_STEPS = 5  # before so many there is no estimate: the first may have waited for a compiler
 
 
@@ -55,23 +56,34 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """SIGTERM and SIGINT set a flag that the loop reads once a step; a second signal kills as usual."""
+    """SIGTERM, SIGINT and SIGUSR2 (a cluster's warning) set a flag that the loop reads once a step.
+
+    A second SIGINT kills as usual; the others come in twos, from a cluster's scheduler and from what passes them on.
+    """
 
     def __init__(self) -> None:
         self.signum = 0
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        """To the end of the loop or, where it stops, of the process: what is told on the way out is not cut short."""
+        old = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        stopped = False
         try:
             yield self
+        except Stopped:
+            stopped = True
+            raise
         finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+            if not stopped:
+                for number, handler in old.items():
+                    signal.signal(number, handler)
+        if self.signum:  # it came with the last step, when nobody looked any more
+            signal.raise_signal(self.signum)
 
     def _note(self, signum: int, frame: Any) -> None:
         self.signum = signum
-        signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def tick_of(budget: Budget, state: LoopState, late_share: float = 0.0) -> Tick:

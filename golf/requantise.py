@@ -26,7 +26,7 @@ from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
 
 TRAINED = ("steps", "train_tokens", "train_seconds", "step_ms", "step_ms_mean", "tokens_per_second", "raw_bpb")
-KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size")
+KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size", "threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
                 pre_quant_bpb = scoring.score(model).bpb
         broken = [*broken_rules(run), *of_training(source.result["legality"])]
         average, counted, limit = source.result["average"], ledger.counted(), run.budget.max_seconds
-        measured = {key: source.result[key] for key in KEPT} | {
+        measured = {key: source.result.get(key) for key in KEPT} | {
             **score_artifact(run, keeping, model, average, scoring, pre_quant_bpb, ranks, sinks, ledger),
             "phases": ledger.phases,
             "counted_seconds": counted,

@@ -8,9 +8,10 @@ import os
 import platform
 import re
 import shlex
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from golf.errors import BusyError, UserError
 ROOT = Path(__file__).resolve().parents[1]
 # A result without these is none.
 RESULT_NUMBERS = ("val_bpb", "quant_gap_bpb", "artifact_bytes", "total_bytes", "cap_bytes", "steps")
+ATTEMPT_NAME = re.compile(r"(.+-s\d+-[0-9a-f]{8})(?:-r(\d+))?")  # of a run's folder
 LONE = "single"  # the folder of runs that are in no sweep
 CODE = ("golf", "conf", "sweeps", "hydra_plugins")
 PACKAGES = (
@@ -124,7 +126,8 @@ class RunDir:
 
     def set_status(self, state: str, **facts: Any) -> None:
         """state: starting, running, stopped, failed or done."""
-        write_json(self.status, {"state": state, "pid": os.getpid(), "time": time.time(), **facts})
+        who = {"host": socket.gethostname(), "pid": os.getpid()}
+        write_json(self.status, {"state": state, **who, "time": time.time(), **facts})
 
     def get_status(self) -> dict[str, Any]:
         """What set_status last wrote; empty where nothing readable stands."""
@@ -152,12 +155,32 @@ def hold(folder: Path, busy: Callable[[], str]) -> Iterator[None]:
         yield
 
 
-def choose_folder(outputs: Path, sweep: str | None, label: str, seed: int, digest: str, *, rerun: bool) -> RunDir:
-    """outputs/<sweep or single>/<label>-s<seed>-<hash8>, or its newest re-run (-r2, -r3 ...); rerun=True begins one."""
+def attempts_in(group: Path) -> dict[str, list[int]]:
+    """name of a run -> numbers of its folders (1, then 2, 3 ... for re-runs) in `group`, by one look at it."""
+    found: dict[str, list[int]] = {}
+    for name in os.listdir(group) if group.is_dir() else ():
+        if match := ATTEMPT_NAME.fullmatch(name):
+            found.setdefault(match[1], []).append(int(match[2] or 1))
+    return found
+
+
+def choose_folder(
+    outputs: Path,
+    sweep: str | None,
+    label: str,
+    seed: int,
+    digest: str,
+    *,
+    rerun: bool,
+    there: Mapping[str, list[int]] | None = None,
+) -> RunDir:
+    """outputs/<sweep or single>/<label>-s<seed>-<hash8>, or its newest re-run (-r2, -r3 ...); rerun=True begins one.
+
+    there: attempts_in() of that folder, where many are chosen: a look for each would be as long as all of them.
+    """
     base = f"{label}-s{seed}-{digest[:8]}"
     group = outputs / (sweep or LONE)
-    taken = [1] if (group / base).exists() else []
-    taken += [int(m[1]) for p in group.glob(f"{base}-r*") if (m := re.fullmatch(rf"{re.escape(base)}-r(\d+)", p.name))]
+    taken = (attempts_in(group) if there is None else there).get(base, [])
     newest = max(taken, default=1)
     if rerun and taken and RunDir(_attempt(group, base, newest)).finished():
         newest += 1
@@ -168,15 +191,31 @@ def _attempt(group: Path, base: str, number: int) -> Path:
     return group / (base if number == 1 else f"{base}-r{number}")
 
 
-def make_folder(folder: RunDir, config: dict[str, Any], config_yaml: str, command: list[str]) -> None:
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run is made with: the code's changes beyond the commit, and environment()."""
+
+    changes: str
+    environment: dict[str, Any]
+
+
+def made_now() -> Made:
+    """Of this moment. It asks git and the driver: some tenths of a second."""
+    return Made(code_changes() or "", environment())
+
+
+def make_folder(
+    folder: RunDir, config: dict[str, Any], config_yaml: str, command: list[str], made: Callable[[], Made] = made_now
+) -> None:
     """Write the folder's description; a run that goes on keeps what it began with (environment, diff)."""
     (folder.path / "log").mkdir(parents=True, exist_ok=True)
     write_json(folder.config, config)
     write_atomic(folder.path / "config.yaml", config_yaml)
     write_atomic(folder.path / "command.txt", shlex.join(command) + "\n")
     if not (folder.path / "environment.json").exists():
-        write_atomic(folder.path / "diff.patch", code_changes() or "")
-        write_json(folder.path / "environment.json", environment())
+        now = made()
+        write_atomic(folder.path / "diff.patch", now.changes)
+        write_json(folder.path / "environment.json", now.environment)
 
 
 def environment() -> dict[str, Any]:

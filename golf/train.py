@@ -62,7 +62,7 @@ def start(run: Run) -> int:
     """Plan, show a finished result, or become the worker."""
     checks.check(run)
     if not run.plan:
-        checks.check_machine(run)
+        run.launch.check(run, lone=True)
     for key in ("dry_run", "status"):
         if getattr(run.launch, key):
             raise UserError(

@@ -30,6 +30,7 @@ from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
 from golf.tokens.prepare import Prepared
 
 STOPPED, FAILED, BAD_INPUT = 130, 1, 2
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 def main(path: str) -> int:
@@ -63,9 +64,12 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
     state = LoopState()
 
     def stop(signum: int, frame: Any) -> None:
+        for number in PREEMPTIONS:  # once: what is said and closed on the way out is not to be cut short
+            signal.signal(number, signal.SIG_IGN)
         raise Stopped(signum, state.step)
 
-    signal.signal(signal.SIGTERM, stop)  # the loop has its own way while it runs
+    for number in PREEMPTIONS:  # the loop has its own way while it runs
+        signal.signal(number, stop)
     if ranks.first:
         folder.set_status("running", step=0)
     ranks.barrier()

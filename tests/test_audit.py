@@ -19,6 +19,7 @@ from golf.keeping import PASSES, EvalFiles
 from golf.reports.load import traces
 from golf.requantise import open_source
 from golf.scoring import Scoring
+from golf.submission.entry import code_of
 from tests.conftest import toy_overrides
 from tests.test_loop import Job
 
@@ -60,7 +61,7 @@ def test_an_honest_run_passes_and_its_result_says_so(run: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "legal as far as can be told" in printed and "write" not in printed
     found = verdicts(run)
-    assert {probe for probe, verdict in found.items() if verdict == UNKNOWN} == {"size", "tuning"}
+    assert {probe for probe, verdict in found.items() if verdict == UNKNOWN} == {"tuning"}
     assert FAIL not in found.values() and set(found) >= {"declared", "future", "recorded", "phases", "overlap", "clock"}
     result = json.loads((run / "result.json").read_text())
     assert result["legal"] is True and result["legality"] == []
@@ -138,8 +139,11 @@ def test_records_that_do_not_add_up_are_found(run: Path) -> None:
     ):
         found = auditing.recorded(untrue, "sliding")
         assert found.verdict == FAIL and "BPB; the loss, tokens and bytes recorded make" in found.text
-    assert auditing.size(with_(artifact_bytes=1)).verdict == auditing.size(with_(fits=False)).verdict == FAIL
-    assert auditing.size(with_(code_bytes=1000)).verdict == PASS
+    code = len(code_of(source.run).file)
+    exact = source.result["artifact_bytes"] + code
+    verdicts = [auditing.size(with_(cap_bytes=cap)).verdict for cap in (exact, exact - 1)]
+    assert verdicts == [PASS, FAIL] and auditing.size(with_(artifact_bytes=1)).verdict == FAIL
+    assert f"{exact:,} packed" in auditing.size(source).text and "as source" in auditing.size(source).text
     phases = source.result["phases"]
     peeked = phases | {"train": phases["train"] | {"opened": ["train", "val"]}}
     late = phases | {"eval": phases["eval"] | {"opened": ["train", "val"]}}

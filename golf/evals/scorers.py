@@ -116,7 +116,7 @@ class FixedConfig(ScorerConfig):
     def learns(self) -> bool:
         return False
 
-    def open(self, model: LM, ranks: Ranks) -> "Fixed | Cached":
+    def open(self, model: LM, ranks: Ranks) -> "Scorer":
         return Cached(model) if self.cache else Fixed(model)
 
 

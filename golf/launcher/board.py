@@ -1,39 +1,55 @@
 """Who watches a sweep run: STATUS.md in its folder, a live table on a terminal, plain lines elsewhere."""
 
 import contextlib
+import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
-from golf.launcher.scheduler import Task
 from golf.launcher.standing import Standing, read_standing, standing_of
 from golf.launcher.tables import progress_of
 from golf.rundir import illegal, write_atomic
 from golf.sinks import clock
 
 LOOK_SECONDS = 1.0  # between two looks at the folders of what runs
-FILE_SECONDS = 10.0  # STATUS.md is written so often, and whenever a state changes
-LINE_SECONDS = 60.0  # a plain line on each run so often
+FILE_SECONDS = 10.0  # STATUS.md is written so often, and whenever a state changes,
+FILE_SHARE = 0.05  # unless that would take more than this share of the launcher's time
+LINE_SECONDS = 60.0  # plain lines on what runs so often
+LINES = 50  # so many at most
+UNDER_WAY = ("waiting", "queued", "running")
 
 
 class Board:
-    """A watcher of the scheduler. What cannot be written (disk full, terminal gone) is not seen; the sweep goes on."""
+    """A watcher of the scheduler. What cannot be written (disk full, terminal gone) is not seen; the sweep goes on.
 
-    def __init__(self, folder: Path, plan: Plan, tasks: Sequence[Task], slots: int):
+    slots: runs at once, None where that is not known. What a change costs does not grow with the number of cells.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, tasks: Sequence[Task], slots: int | None):
         self.file, self.plan, self.tasks, self.slots = folder / "STATUS.md", plan, tasks, slots
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
-        self.looked = self.wrote = 0.0
+        self.looked = self.wrote = self.took = 0.0
         self.told = time.monotonic()
-        self.broken = False
+        self.broken = self.stale = False
+        self.states: dict[int, str] = {}
+        self.count: Counter[str] = Counter()
+        self.running: dict[int, Task] = {}
+        for task in tasks:
+            self.enter(task)
+        self.lines: dict[int, str] = {}  # of STATUS.md, for what does not change by itself
+        self.seconds: list[float] = []  # of each cell done so far
+        self.to_come = 0  # cells that are in `tasks` only later
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -43,17 +59,38 @@ class Board:
             self.live.stop()
         self._write()
 
+    def enter(self, task: Task) -> None:
+        """Count a task that stands in `tasks` from now on."""
+        self.states[id(task)] = task.state
+        self.count[task.state] += 1
+        if task.state == "running":
+            self.running[id(task)] = task
+
     # ---------------------------------------------------------------- what the scheduler tells
 
     def changed(self, task: Task) -> None:
-        if task.state != "waiting":
-            ended = sum(other.state not in ("waiting", "running") for other in self.tasks)
-            self.note(f"[{ended}/{len(self.tasks)}] {task.name}: {_news(task)}")
-        self._write()
+        key = id(task)
+        self.count[self.states[key]] -= 1
+        self.count[task.state] += 1
+        self.states[key] = task.state
+        self.lines.pop(key, None)
+        self.running.pop(key, None)
+        if task.state == "running":
+            self.running[key] = task
+        if task.state == "done":
+            self.seconds.append(task.seconds)
+        if task.state not in ("waiting", "queued"):
+            ended = len(self.tasks) - sum(self.count[state] for state in UNDER_WAY)
+            self.note(f"[{ended}/{len(self.tasks) + self.to_come}] {task.name}: {_news(task)}")
+        self.stale = True
+        self._write_in_time()
 
     def note(self, text: str) -> None:
         with contextlib.suppress(OSError):
             self.console.print(text, markup=False)
+
+    def hopeless(self, task: Task) -> str:
+        return ""  # a sweep's cells all run to their end
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -63,11 +100,11 @@ class Board:
                 self.live.update(self._running(), refresh=True)
         if now - self.told >= LINE_SECONDS and not self.live:
             self.told = now
-            for task in self.tasks:
-                if task.state == "running":
-                    self.note(f"{task.name}: {_line(task, read_standing(task.folder))}")
-        if now - self.wrote >= FILE_SECONDS:
-            self._write()
+            for task in itertools.islice(self.running.values(), LINES):
+                self.note(f"{task.name}: {_line(task, read_standing(task.folder))}")
+            if len(self.running) > LINES:
+                self.note(f"... {self._counted()}")
+        self._write_in_time()
 
     # ---------------------------------------------------------------- what people see
 
@@ -75,37 +112,56 @@ class Board:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("running", "step", "loss", "BPB", "left"):
             table.add_column(column, no_wrap=True)
-        for task in self.tasks:
-            if task.state == "running":
-                step, loss, bpb, _, left, _ = progress_of(task.run, read_standing(task.folder))
-                table.add_row(task.name, step or "starting", loss, bpb, left)
-        table.caption, table.caption_justify = self._count(), "left"
+        for task in itertools.islice(self.running.values(), LINES):
+            step, loss, bpb, _, left, _ = progress_of(task.run, read_standing(task.folder))
+            table.add_row(task.name, step or "starting", loss, bpb, left)
+        table.caption, table.caption_justify = self._counted(), "left"
         return table
 
-    def _count(self) -> str:
-        count = Counter(task.state for task in self.tasks)
-        words = [f"{number} {state}" for state, number in count.items()]
+    def _counted(self) -> str:
+        words = [f"{number} {state}" for state, number in self.count.items() if number]
         left = self._seconds_left()
         return ", ".join(words) + (f"; about {clock(left)} left" if left else "")
 
     def _seconds_left(self) -> float | None:
         """By the mean time of the cells done so far; None before the first."""
-        took = [task.seconds for task in self.tasks if task.state == "done"]
-        if not took:
+        if not self.seconds:
             return None
-        waiting, running = (sum(task.state == state for task in self.tasks) for state in ("waiting", "running"))
-        to_go = waiting + running / 2  # what runs is half-way, on average
-        return to_go * sum(took) / len(took) / self.slots
+        running = self.count["running"]
+        to_go = (
+            self.to_come + self.count["waiting"] + self.count["queued"] + running / 2
+        )  # what runs is half-way, on average
+        return to_go * sum(self.seconds) / len(self.seconds) / (self.slots or max(1, running))
+
+    def _write_in_time(self) -> None:
+        since = time.monotonic() - self.wrote
+        if since * FILE_SHARE >= self.took and (self.stale or since >= FILE_SECONDS):
+            self._write()
+
+    def text(self) -> str:
+        """STATUS.md as it is now."""
+        return status_text(self.file.parent.name, self.plan, self._counted(), map(self._row, self.tasks))
 
     def _write(self) -> None:
-        self.wrote = time.monotonic()
+        begun = time.monotonic()
+        text = self.text()
         try:
-            write_atomic(self.file, status_text(self.file.parent.name, self.plan, self.tasks, self._count()))
+            write_atomic(self.file, text)
             self.broken = False
         except OSError as error:
             if not self.broken:
                 self.note(f"{self.file}: cannot be written ({error.strerror}); the sweep goes on")
             self.broken = True
+        self.wrote, self.stale = time.monotonic(), False
+        self.took = self.wrote - begun
+
+    def _row(self, task: Task) -> str:
+        """Its line of STATUS.md; only that of a run under way is made anew each time."""
+        if task.state == "running":
+            return _row(task)
+        if id(task) not in self.lines:
+            self.lines[id(task)] = _row(task)
+        return self.lines[id(task)]
 
 
 def _news(task: Task) -> str:
@@ -125,7 +181,7 @@ def _line(task: Task, standing: Standing) -> str:
     return ", ".join([word for word in [*words, f"{left} left" if left else ""] if word]) or "starting"
 
 
-def status_text(name: str, plan: Plan, tasks: Sequence[Task], count: str) -> str:
+def status_text(name: str, plan: Plan, count: str, rows: Iterable[str]) -> str:
     """STATUS.md: the question, how far, and one line a cell."""
     lines = [f"# {name}", ""]
     lines += [plan.purpose, ""] if plan.purpose else []
@@ -133,14 +189,16 @@ def status_text(name: str, plan: Plan, tasks: Sequence[Task], count: str) -> str
     lines[-1] += f"Registered seeds: {', '.join(map(str, plan.seeds))}." if plan.seeds else ""
     lines += ["", f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {count}.", ""]
     lines += ["| row | seed | state | step | loss | BPB | bytes | left | reason | folder |", "|" + "---|" * 10]
-    for task in tasks:
-        if task.result is not None:  # read once, not at every writing of this file
-            standing = standing_of(task.result)
-        else:
-            standing = read_standing(task.folder) if task.state != "waiting" else Standing("waiting")
-        state = "done before" if task.state == "skipped" else task.state
-        *numbers, _ = progress_of(task.run, standing)
-        reason = task.reason.replace("|", "/").replace("\n", " ")
-        cells = [task.run.label, str(task.run.seed), state, *numbers, reason, task.folder.path.name]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *rows]) + "\n"
+
+
+def _row(task: Task) -> str:
+    if task.result is not None:
+        standing = standing_of(task.result)
+    else:
+        standing = Standing("waiting") if task.state in ("waiting", "queued") else read_standing(task.folder)
+    state = "done before" if task.state == "skipped" else task.state
+    *numbers, _ = progress_of(task.run, standing)
+    reason = task.reason.replace("|", "/").replace("\n", " ")
+    cells = [task.run.label, str(task.run.seed), state, *numbers, reason, task.folder.path.name]
+    return "| " + " | ".join(cells) + " |"

@@ -12,7 +12,6 @@ from golf.nodes import plain
 from golf.tokens.prepare import Prepared
 
 T = TypeVar("T")
-SHARED = ("slots", "on_failure", "retries", "timeout_seconds", "grace_seconds", "dry_run", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def collect(overrides: Sequence[list[str]], run_of: Callable[[list[str]], Run]) 
             if kind not in checked:  # the model of a row is built once, not once a seed
                 checks.check(run)
                 if not run.launch.dry_run:
-                    checks.check_machine(run)
+                    run.launch.check(run, lone=False)
                 checked.add(kind)
             cells.append(Cell(run, line))
         except UserError as error:
@@ -66,7 +65,9 @@ def _check_together(cells: Sequence[Cell]) -> None:
         for key in ("outputs", "sweep_label", "plan"):
             if getattr(cell.run, key) != getattr(first, key):
                 raise UserError(f"{key}={getattr(cell.run, key)}: one sweep has one; the first cell has another")
-        for key in SHARED:
+        if type(cell.run.launch) is not type(first.launch):
+            raise UserError("launch: one sweep has one; take it out of the rows and off the axes")
+        for key in first.launch.SHARED:
             value, other = getattr(cell.run.launch, key), getattr(first.launch, key)
             if value != other:
                 raise UserError(f"launch.{key}={value}: one sweep has one; the first cell has {other}")

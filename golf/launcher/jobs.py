@@ -6,17 +6,18 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from golf.config import Run, fingerprint, identity
 from golf.errors import RunError
 from golf.launcher.processes import ATTEMPT, bound_to
 from golf.launcher.slots import Slot
 from golf.nodes import plain
-from golf.rundir import ROOT, RunDir, choose_folder, make_folder, read_json
+from golf.rundir import LONE, ROOT, Made, RunDir, choose_folder, made_now, make_folder, read_json
 from golf.tokens.prepare import Prepared
 
 TAIL_LINES = 15
@@ -25,16 +26,30 @@ TORCHRUN_FAILED = re.compile(r"^E\d{4} .*torch/distributed/elastic.*failed \(exi
 TORCHRUN_CAUSE = re.compile(r"rank +: (\d+) .*\n *exitcode +: (-?\d+)")
 
 
-def folder_of(run: Run, digest: str) -> RunDir:
-    """Where the run of this fingerprint is, or will be; nothing is made."""
+def group_of(run: Run) -> Path:
+    """The folder that a run's folder is in: of its sweep, or of all lone runs."""
+    return Path(run.outputs).resolve() / (run.sweep_label or LONE)
+
+
+def folder_of(run: Run, digest: str, there: Mapping[str, list[int]] | None = None) -> RunDir:
+    """Where the run of this fingerprint is, or will be; nothing is made. there: attempts_in(group_of(run))."""
     outputs = Path(run.outputs).resolve()
-    return choose_folder(outputs, run.sweep_label, run.label, run.seed, digest, rerun=run.rerun)
+    return choose_folder(outputs, run.sweep_label, run.label, run.seed, digest, rerun=run.rerun, there=there)
 
 
-def open_run(run: Run, prepared: Prepared, command: list[str]) -> tuple[RunDir, dict[str, Any] | None]:
-    """The run's folder, made or found, and its result where it is finished. BusyError where another process has it."""
+def open_run(
+    run: Run,
+    prepared: Prepared,
+    command: list[str],
+    folder: RunDir | None = None,
+    made: Callable[[], Made] = made_now,
+) -> tuple[RunDir, dict[str, Any] | None]:
+    """The run's folder, made or found, and its result where it is finished. BusyError where another process has it.
+
+    folder: folder_of() the run, where it is known already; made: what it is made with, if it is new.
+    """
     digest = fingerprint(run, prepared.digest)
-    folder = folder_of(run, digest)
+    folder = folder or folder_of(run, digest)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         finished, before = folder.finished(), read_json(folder.config)
@@ -49,20 +64,39 @@ def open_run(run: Run, prepared: Prepared, command: list[str]) -> tuple[RunDir, 
                 "config_hash": fingerprint(run, prepared.digest, with_seed=False),
                 "identity": identity(run, prepared.digest),
             }
-            make_folder(folder, config, OmegaConf.to_yaml(OmegaConf.create(node)), command)
+            make_folder(folder, config, as_yaml(node), command, made)
             folder.set_status("starting")  # so that what an earlier attempt said is not taken for this one's word
     return folder, finished
 
 
+def as_yaml(node: dict[str, Any]) -> str:
+    """For people; the dumper in C, where the package has it, since a sweep of thousands writes thousands."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(node, Dumper=dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
+def worker_line(folder: RunDir) -> list[str]:
+    """The command line of one rank."""
+    return [str(ROOT / "golf" / "worker.py"), str(folder.path)]
+
+
 def worker_command(run: Run, folder: RunDir, slot: Slot) -> tuple[list[str], dict[str, str]]:
-    """(command line, environment) of a run's process or processes."""
-    worker = [str(ROOT / "golf" / "worker.py"), str(folder.path)]
+    """(command line, environment) of a run's process or processes on this machine."""
     environment = os.environ | slot.environment(run)
     if run.launch.nproc == 1:
-        return [sys.executable, *worker], environment
-    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(math.ceil(run.launch.grace_seconds))  # else it is 30
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.launch.nproc}"]
-    return [sys.executable, *torchrun, *worker], environment
+        return [sys.executable, *worker_line(folder)], environment
+    environment |= torchrun_variables(run)
+    return [*torchrun_line(run.launch.nproc), "--standalone", *worker_line(folder)], environment
+
+
+def torchrun_line(nproc: int) -> list[str]:
+    """The beginning of torchrun's command line, for so many ranks on a node; the rendezvous and the worker follow."""
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={nproc}"]
+
+
+def torchrun_variables(run: Run) -> dict[str, str]:
+    """Ranks have all of the grace to save; else it would be 30 seconds."""
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(run.launch.grace_seconds))}
 
 
 def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -> int:

@@ -1,80 +1,27 @@
-"""Runs the cells of a sweep on the slots of a pool, each in processes of its own. One cell's end is never another's."""
+"""Brings the cells of a sweep to their ends, on whatever executes them. One cell's end is never another's."""
 
+import functools
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from golf.config import Launch, Run
+from golf.config import Launch
 from golf.errors import BusyError, RunError
 from golf.launcher import jobs
-from golf.launcher.cells import Cell
-from golf.launcher.processes import Process
-from golf.launcher.slots import Pool, Slot
-from golf.rundir import RunDir
-from golf.tokens.prepare import Prepared
+from golf.launcher.executor import BAD_INPUT, Attempt, Ended, Executor, Task
+from golf.rundir import made_now
 
-POLL_SECONDS = 0.1
+SIGNAL_SECONDS = 0.1  # a signal waits no longer
+NAMED = 8  # runs that a line on all of them names
 BUSY_SECONDS = 1.0  # until a folder that another process holds is tried again
-BAD_INPUT = 2  # the worker's exit code for what no retry mends
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(slots=True)
-class Task:
-    """One cell on its way. state: waiting, running, done, skipped (finished before), failed or stopped.
-
-    digest: its fingerprint; devices: how many CUDA devices it needs; seconds: wall time of all its attempts here;
-    result: its result.json, once it has one; not_before, busy_since: when its folder, held by another process, is tried
-    again, and was first found so (monotonic seconds).
-    """
-
-    cell: Cell
-    prepared: Prepared
-    digest: str
-    folder: RunDir
-    devices: int
-    state: str = "waiting"
-    reason: str = ""
-    log_tail: str = ""
-    attempts: int = 0
-    seconds: float = 0.0
-    result: dict[str, Any] | None = None
-    not_before: float = 0.0
-    busy_since: float | None = None
-
-    @property
-    def run(self) -> Run:
-        return self.cell.run
-
-    @property
-    def name(self) -> str:
-        return self.cell.name
-
-    @property
-    def console(self) -> Path:
-        """What its processes print."""
-        return self.folder.path / "log" / "console.txt"
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A task's processes in their slot. stopping: why they have been told to end, and when they will be killed."""
-
-    task: Task
-    process: Process
-    slot: Slot
-    started: float = field(default_factory=time.monotonic)
-    stopping: str = ""
-    kill_at: float = float("inf")
-
-
 class Watcher(Protocol):
-    """Who is told."""
+    """Who is told, and may judge."""
 
     def changed(self, task: Task) -> None:
         """The task's state is another one."""
@@ -85,48 +32,83 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """One line for people."""
 
+    def hopeless(self, task: Task) -> str:
+        """Why a task that runs need not reach its end; empty where it should."""
+
 
 class Scheduler:
-    """Starts what waits, in order, as slots come free; ends when nothing waits and nothing runs."""
+    """Starts what waits, in order, as there is room; ends when nothing waits and nothing runs."""
 
-    def __init__(self, tasks: list[Task], pool: Pool, launch: Launch, watcher: Watcher):
-        self.pool, self.launch, self.watcher = pool, launch, watcher
-        self.waiting = deque(tasks)
+    def __init__(self, tasks: list[Task], executor: Executor, launch: Launch, watcher: Watcher):
+        """RunError where it can't be known what another launcher has left under way."""
+        self.executor, self.launch, self.watcher = executor, launch, watcher
         self.attempts: list[Attempt] = []
-        self.signals = 0  # how many times we were told to stop
+        self.waiting: deque[Task] = deque()
+        self.heard: list[int] = []  # the signals that told us to stop
         self.halted = False  # no further task is started
+        self.left = False  # a signal ended the launcher alone
+        self.take(tasks)
 
-    def run(self) -> bool:
-        """Returns whether a signal cut it short; then what never started is left waiting."""
+    def take(self, tasks: Sequence[Task]) -> None:
+        """Bring these to their ends too: what another launcher left under way is watched, the rest waits. RunError
+        where that can't be known."""
+        found = self.executor.under_way(tasks)
+        begun = {id(attempt.task) for attempt in found}
+        self.waiting.extend(task for task in tasks if id(task) not in begun)
+        self.attempts += found
+        if found:
+            self.watcher.note(f"{len(found)} runs are under way already; they are watched")
+        for attempt in found:
+            attempt.task.attempts += 1
+            self._change(attempt.task, attempt.state)
+
+    def run(self) -> None:
+        """To the end, or until a signal cuts it short; then what never started is left waiting."""
         with self._listening():
             while self.attempts or (self.waiting and not self.halted):
-                self._start_what_fits()
+                started = self._start_what_fits()
                 self._obey_signals()
-                for attempt in list(self.attempts):
-                    self._look_after(attempt)
+                if self.left:
+                    return
+                for line in self.executor.turn():
+                    self.watcher.note(line)
+                self.attempts = [attempt for attempt in self.attempts if self._look_after(attempt)]
                 self.watcher.tick()
-                time.sleep(POLL_SECONDS if self.attempts or self.waiting else 0)
-        return self.signals > 0
+                if not started:
+                    self._pause()
+
+    def _pause(self) -> None:
+        """Until it is time to look again, or a signal comes."""
+        until, heard = time.monotonic() + self.executor.pause_seconds, len(self.heard)
+        while (self.attempts or self.waiting) and len(self.heard) == heard and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, SIGNAL_SECONDS))
 
     # ---------------------------------------------------------------- starting
 
-    def _start_what_fits(self) -> None:
-        """In order: a task that needs many devices is not overtaken for ever by those that need few."""
-        while not self.halted and (task := self._next()) is not None:
-            slot = self.pool.take(task.devices)
-            if slot is None:
-                return
+    def _start_what_fits(self) -> int:
+        """In order: a task that needs many devices is not overtaken for ever by those that need few. Returns how many
+        were started."""
+        started, made = 0, functools.cache(made_now)  # what starts together is made with one state of the code
+        while not self.halted and (task := self._next()) is not None and self.executor.has_room(task.run):
             self.waiting.remove(task)
             try:
-                started = self._start(task, slot)
+                command = ["golf/train.py", "hydra.mode=RUN", *task.cell.overrides]
+                task.folder, task.result = jobs.open_run(task.run, task.prepared, command, task.folder, made)
+                if task.result is not None:  # another launcher's
+                    self._change(task, "skipped")
+                    continue
+                attempt = self.executor.start(task)
             except BusyError as error:
-                started = False
                 self._wait_for_folder(task, str(error))
+                continue
             except (RunError, OSError) as error:  # disk full ...
-                started = False
                 self._fail(task, f"could not be started: {error}", again=False)
-            if not started:
-                self.pool.give(slot)
+                continue
+            self.attempts.append(attempt)
+            task.attempts += 1
+            started += 1
+            self._change(task, attempt.state)
+        return started
 
     def _next(self) -> Task | None:
         now = time.monotonic()
@@ -145,50 +127,47 @@ class Scheduler:
             self.watcher.note(f"{task.name}: waits, {reason}")
             self._change(task, "waiting", reason)
 
-    def _start(self, task: Task, slot: Slot) -> bool:
-        """Open the folder and start the processes there; False where the run is finished already."""
-        command = ["golf/train.py", "hydra.mode=RUN", *task.cell.overrides]
-        task.folder, finished = jobs.open_run(task.run, task.prepared, command)
-        if finished is not None:
-            task.result = finished
-            self._change(task, "skipped")
-            return False
-        line, environment = jobs.worker_command(task.run, task.folder, slot)
-        self.attempts.append(Attempt(task, Process(line, environment, task.console), slot))
-        task.attempts += 1
-        self._change(task, "running")
-        return True
-
     # ---------------------------------------------------------------- what runs
 
-    def _look_after(self, attempt: Attempt) -> None:
-        code, now = attempt.process.poll(), time.monotonic()
-        limit = self.launch.timeout_seconds
-        if code is not None:
-            self.attempts.remove(attempt)
-            self.pool.give(attempt.slot)
-            attempt.task.seconds += now - attempt.started
-            self._conclude(attempt, code)
-        elif now >= attempt.kill_at:
-            attempt.process.signal(signal.SIGKILL)
-        elif limit is not None and now - attempt.started > limit and not attempt.stopping:
+    def _look_after(self, attempt: Attempt) -> bool:
+        """Returns whether it is still under way."""
+        ended, now = attempt.poll(), time.monotonic()
+        limit, began = self.launch.timeout_seconds, attempt.started
+        if ended is not None:
+            attempt.state = "ended"
+            self.executor.release(attempt)
+            attempt.task.seconds += now - (began or now)
+            self._conclude(attempt, ended)
+            return False
+        if attempt.state != attempt.task.state:
+            self._change(attempt.task, attempt.state)
+        if now >= attempt.kill_at:
+            attempt.kill()
+        elif limit is not None and began is not None and now - began > limit and not attempt.stopping:
             self._stop(attempt, f"timed out after {limit:g} s (launch.timeout_seconds)")
+        elif not attempt.stopping and (why := self.watcher.hopeless(attempt.task)):
+            attempt.pruned = True
+            self._stop(attempt, why)
+        return True
 
     def _stop(self, attempt: Attempt, why: str) -> None:
         """Ask it to save and end; it is killed when it has not within launch.grace_seconds."""
         attempt.stopping = why
         attempt.kill_at = time.monotonic() + self.launch.grace_seconds
-        attempt.process.signal(signal.SIGTERM)
+        attempt.stop()
 
-    def _conclude(self, attempt: Attempt, code: int) -> None:
+    def _conclude(self, attempt: Attempt, ended: Ended) -> None:
         """What came of an attempt whose processes have ended, by what stands in its folder."""
         task = attempt.task
         task.result = task.folder.finished()
         if task.result is not None:
             self._change(task, "done")
             return
-        reason, code = reason_of(task, code)
-        if self.signals and attempt.stopping:
+        if attempt.pruned:
+            self._change(task, "pruned", attempt.stopping)
+            return
+        reason, code = reason_of(task, ended)
+        if attempt.withdrawn:
             self._change(task, "stopped", reason)
         else:
             self._fail(task, attempt.stopping or reason, again=code != BAD_INPUT)
@@ -204,6 +183,10 @@ class Scheduler:
         if self.launch.on_failure == "stop" and not self.halted:
             self.halted = True
             self.watcher.note("launch.on_failure=stop: nothing more is started; what runs goes on to its end")
+            for attempt in self.attempts:
+                if attempt.state == "queued" and not attempt.stopping:
+                    self._stop(attempt, "taken out of the queue")
+                    attempt.withdrawn = True
 
     def _change(self, task: Task, state: str, reason: str = "") -> None:
         task.state, task.reason = state, reason
@@ -213,29 +196,39 @@ class Scheduler:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        def count(signum: int, frame: Any) -> None:
-            self.signals += 1
+        def hear(signum: int, frame: Any) -> None:
+            self.heard.append(signum)
 
         heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
-        old = {number: signal.signal(number, count) for number in heard}
+        old = {number: signal.signal(number, hear) for number in heard}
         try:
             yield
+        except BaseException:
+            self.executor.abandon(self.attempts)
+            raise
         finally:
-            for attempt in self.attempts:  # only when something raised: no process outlives its launcher
-                attempt.process.signal(signal.SIGTERM)
             for number, handler in old.items():
                 signal.signal(number, handler)
 
     def _obey_signals(self) -> None:
-        """The first: everything saves and stops. The second: everything is killed."""
-        if not self.signals:
+        """The first: everything saves and stops. The second: everything is killed. But what outlives its launcher is
+        left alone at signals that mean the launcher alone."""
+        if not self.heard:
             return
         self.halted = True
+        if not self.executor.leaves_on.isdisjoint(self.heard):
+            self.left = True
+            return
+        going = [attempt for attempt in self.attempts if not attempt.stopping]
+        if going:
+            names = ", ".join(attempt.task.name for attempt in going[:NAMED])
+            more = f" and {len(going) - NAMED} more" if len(going) > NAMED else ""
+            self.watcher.note(f"{names}{more}: saves and stops; signal once more to kill it")
         for attempt in self.attempts:
             if not attempt.stopping:
-                self.watcher.note(f"{attempt.task.name}: saves and stops; signal once more to kill it")
                 self._stop(attempt, "stopped with the sweep")
-            if self.signals > 1:
+                attempt.withdrawn = True
+            if len(self.heard) > 1:
                 attempt.kill_at = 0.0
 
 
@@ -246,16 +239,20 @@ def _meaning(code: int) -> str:
     return f"ended with exit code {code} and without a word; the end of its log may tell"
 
 
-def reason_of(task: Task, code: int) -> tuple[str, int]:
-    """(one line on why an attempt left no result, its rank's own exit code): by the worker's word, else by the code.
+def reason_of(task: Task, ended: Ended) -> tuple[str, int]:
+    """(one line on why an attempt left no result, its rank's own exit code): by the words of whoever ran it and the
+    worker's, else by the code.
 
     Where the worker had no time for a word, its status.json gets this one.
     """
-    status = task.folder.get_status()
+    status, code = task.folder.get_status(), ended.code
     if status.get("state") in ("failed", "stopped"):
-        return str(status.get("message", status["state"])), int(status.get("code", code))
+        said = str(status.get("message", status["state"]))
+        return (f"{ended.words}; {said}" if ended.words else said), int(status.get("code", code))
     died = jobs.rank_that_died(task.console) if code > 0 and task.run.launch.nproc > 1 else None
-    if died:
+    if ended.words:
+        reason = ended.words
+    elif died:
         rank, code = died
         reason = f"rank {rank} {_meaning(code)}"
     elif code == 0:

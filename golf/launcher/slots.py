@@ -24,13 +24,20 @@ class Slot:
     devices: tuple[str, ...] = ()
 
     def environment(self, run: Run) -> dict[str, str]:
-        """The variables that hold a run to this slot. launch.threads, where given, stands as it is; so does what the
-        user says to glibc's allocator."""
-        threads = run.launch.threads or max(1, self.cores // run.launch.nproc)
-        variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": run.launch.wait_policy.upper()}
-        if pick_device(run.compute.device).type == "cpu":
-            variables["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)
+        """The variables that hold a run to this slot."""
+        on_cpu = pick_device(run.compute.device).type == "cpu"
+        variables = variables_of(run, max(1, self.cores // run.launch.nproc), on_cpu=on_cpu)
         return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {})
+
+
+def variables_of(run: Run, cores: int, *, on_cpu: bool) -> dict[str, str]:
+    """The environment of a process that has so many cores. launch.threads, where given, stands as it is; so does what
+    the user says to glibc's allocator."""
+    variables = {
+        "OMP_NUM_THREADS": str(run.launch.threads or cores),
+        "OMP_WAIT_POLICY": run.launch.wait_policy.upper(),
+    }
+    return variables | ({"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)} if on_cpu else {})
 
 
 def whole_machine() -> Slot:
@@ -53,9 +60,13 @@ class Pool:
         self.slots, self.cores = slots, max(1, cores // slots)
         self.free_devices, self.taken = list(devices), 0
 
+    def holds(self, devices: int) -> bool:
+        """Whether a slot with so many devices is free."""
+        return self.taken < self.slots and len(self.free_devices) >= devices
+
     def take(self, devices: int) -> Slot | None:
         """A slot with so many devices (0 on a CPU), or None until one is given back."""
-        if self.taken >= self.slots or len(self.free_devices) < devices:
+        if not self.holds(devices):
             return None
         mine, self.free_devices = self.free_devices[:devices], self.free_devices[devices:]
         self.taken += 1

@@ -3,19 +3,24 @@
 import contextlib
 import json
 import os
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from golf.rundir import RunDir, illegal
 
+StateOf = Callable[
+    [RunDir, dict[str, Any]], str
+]  # the state of a run that has no result, from its folder and status.json
 TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually, the last score
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """state: waiting, running, interrupted (its process is gone), stopped, failed or done. loss: nats per token of the
-    last logged step; bpb: bits per byte, the final score where done, else the last one on the way; seconds_left: of
-    training, as last logged; illegal: by golf/rundir.py's illegal()."""
+    """state: waiting, queued, running, interrupted (its process is gone), stopped, failed or done. loss: nats per token
+    of the last logged step; bpb: bits per byte, the final score where done, else the last one on the way; seconds_left:
+    of training, as last logged; illegal: by golf/rundir.py's illegal()."""
 
     state: str
     step: int | None = None
@@ -33,7 +38,15 @@ def standing_of(result: dict[str, Any]) -> Standing:
     return Standing("done", result["steps"], None, *numbers, illegal=illegal(result))
 
 
-def read_standing(folder: RunDir) -> Standing:
+def by_process(folder: RunDir, status: dict[str, Any]) -> str:
+    """By the process that wrote status.json; where it is on another host, its word stands."""
+    if status["state"] not in ("starting", "running"):
+        return str(status["state"])
+    elsewhere = status.get("host", socket.gethostname()) != socket.gethostname()
+    return "running" if elsewhere or _alive(status["pid"]) else "interrupted"
+
+
+def read_standing(folder: RunDir, state_of: StateOf = by_process) -> Standing:
     """Read result.json, else status.json and the end of metrics.jsonl."""
     finished = folder.finished()
     if finished is not None:
@@ -41,14 +54,11 @@ def read_standing(folder: RunDir) -> Standing:
     status = folder.get_status()
     if not status:
         return Standing("waiting")
-    state = status["state"]
-    if state in ("starting", "running"):
-        state = "running" if _alive(status["pid"]) else "interrupted"
-    elif state == "done":
+    if status["state"] == "done":
         return Standing("failed", message="status.json says done, but result.json is missing or not whole")
     logged = _last_logged(folder)
     return Standing(
-        state,
+        state_of(folder, status),
         logged.get("step", status.get("step")),
         logged.get("loss"),
         logged.get("val_bpb"),
@@ -73,6 +83,20 @@ def _last_logged(folder: RunDir) -> dict[str, Any]:
             if "val_bpb" in last:
                 break
     return last
+
+
+def scores_on_the_way(folder: RunDir) -> list[tuple[int, float, float]]:
+    """(step, seconds of training, bits per byte) of every score logged on the way; NaN where a run diverged."""
+    try:
+        lines = folder.metrics.read_bytes().splitlines()
+    except OSError:
+        return []
+    scores = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut, a step without a score
+            record = json.loads(line)
+            scores.append((int(record["step"]), float(record["train_seconds"]), float(record["val_bpb"])))
+    return scores
 
 
 def _alive(pid: int) -> bool:

@@ -1,7 +1,7 @@
 """A sweep from typed cells to what came of each: skip what is done, run the rest on slots. Knows nothing of Hydra."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from golf.errors import RunError, StoppedError
 from golf.launcher import jobs, tables
 from golf.launcher.board import Board
 from golf.launcher.cells import Cell, find, prepare
+from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
-from golf.launcher.scheduler import Scheduler, Task
-from golf.launcher.slots import devices_needed, pool_for
-from golf.rundir import RunDir, read_json, write_json
+from golf.launcher.scheduler import Scheduler
+from golf.rundir import RunDir, attempts_in, read_json, write_json
 from golf.tokens.prepare import Prepared
 
 SCHEMA = 1
@@ -34,7 +34,7 @@ def launch(cells: Sequence[Cell], plan: Plan) -> list[Outcome]:
     """Run what is missing, or only show the cells (launch.dry_run, launch.status, plan).
 
     Raises UserError for bad input before anything starts, RunError where another launcher is at work on this sweep,
-    and StoppedError after SIGINT, SIGTERM or SIGHUP, with every run saved.
+    and StoppedError after SIGINT, SIGTERM or SIGHUP, with every run saved or, on a cluster, going on by itself.
     """
     run = cells[0].run
     folder = sweep_folder(cells)
@@ -44,51 +44,60 @@ def launch(cells: Sequence[Cell], plan: Plan) -> list[Outcome]:
         if run.launch.status:
             tables.show_standings(cells, found, title)
         elif run.launch.dry_run:
-            pool_for([cell.run for cell in cells])  # it checks launch.slots
+            run.launch.executor([cell.run for cell in cells])  # it checks launch.slots
             tables.show_cells(cells, found, title)
         else:
-            _show_plans(cells, found)
+            show_plans(cells, found)
         return [Outcome() for _ in cells]
-    pool = pool_for([cell.run for cell in cells])
-    rundir.require_writable(Path(run.outputs).resolve(), "outputs")
-    for data_dir in {cell.run.data_dir for cell in cells}:
-        rundir.require_writable(Path(data_dir).resolve(), "data_dir")
-    ready = prepare(cells)
+    executor = run.launch.executor([cell.run for cell in cells])
+    ready = ready_data(cells)
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
-        tasks = [_task(cell, prepared) for cell, prepared in zip(cells, ready, strict=True)]
+    with held(folder):
+        there = attempts_in(folder)
+        tasks = [task_of(cell, prepared, there) for cell, prepared in zip(cells, ready, strict=True)]
         register(folder, plan, tasks)
         for task in tasks:
             task.result = task.folder.finished()
             task.state = "waiting" if task.result is None else "skipped"
-        with Board(folder, plan, tasks, pool.slots) as board:
-            to_do = [task for task in tasks if task.state == "waiting"]
-            stopped = Scheduler(to_do, pool, run.launch, board).run()
+        to_do = [task for task in tasks if task.state == "waiting"]
+        with Board(folder, plan, tasks, executor.slots) as board:
+            scheduler = Scheduler(to_do, executor, run.launch, board)
+            scheduler.run()
         tables.show_end(tasks, folder)
     print(_last_line(tasks))
     if other := _other_code(tasks):
         print(f"note: {other} of them made by other code (git commit or diff) than what stands here")
-    if stopped:
-        again = "the same command without rerun=true" if run.rerun else "the same command"
+    again = "the same command without rerun=true" if run.rerun else "the same command"
+    if scheduler.left:
+        raise StoppedError(f"the launcher was told to go; what it started goes on, and {again} watches it again")
+    if scheduler.heard:
         raise StoppedError(f"the sweep was stopped; {again} goes on with it")
     return [_outcome(task) for task in tasks]
 
 
 def sweep_folder(cells: Sequence[Cell]) -> Path:
-    run = cells[0].run
-    return Path(run.outputs).resolve() / (run.sweep_label or rundir.LONE)
+    return jobs.group_of(cells[0].run)
 
 
-def _show_plans(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> None:
+def ready_data(cells: Sequence[Cell]) -> list[Prepared]:
+    """The data of every cell, prepared. Raises UserError where it or the outputs cannot be written."""
+    rundir.require_writable(Path(cells[0].run.outputs).resolve(), "outputs")
+    for data_dir in {cell.run.data_dir for cell in cells}:
+        rundir.require_writable(Path(data_dir).resolve(), "data_dir")
+    return prepare(cells)
+
+
+def show_plans(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> None:
     rows = {fingerprint(cell.run, "", with_seed=False): (cell, data) for cell, data in zip(cells, found, strict=True)}
     for cell, prepared in rows.values():
         print(f"\n{cell.run.label}")
         plans.show(cell.run, prepared)
 
 
-def _task(cell: Cell, prepared: Prepared) -> Task:
+def task_of(cell: Cell, prepared: Prepared, there: Mapping[str, list[int]]) -> Task:
+    """A cell that waits. there: the sweep's folders, by golf.rundir.attempts_in."""
     digest = fingerprint(cell.run, prepared.digest)
-    return Task(cell, prepared, digest, jobs.folder_of(cell.run, digest), devices_needed(cell.run))
+    return Task(cell, prepared, digest, jobs.folder_of(cell.run, digest, there))
 
 
 def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
@@ -116,7 +125,7 @@ def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
     write_json(path, {"schema": SCHEMA, "label": folder.name, **said, "rows": rows, "cells": cells})
 
 
-def _held(folder: Path) -> AbstractContextManager[None]:
+def held(folder: Path) -> AbstractContextManager[None]:
     """One launcher a sweep."""
     return rundir.hold(folder, lambda: "another launcher is at work here; launch.status=true shows it")
 

@@ -10,15 +10,16 @@ from rich.table import Table
 from golf.config import Run, fingerprint
 from golf.launcher import jobs
 from golf.launcher.cells import Cell
+from golf.launcher.executor import Task
 from golf.launcher.grid import key_of, says_what
-from golf.launcher.scheduler import Task
 from golf.launcher.standing import Standing, read_standing
-from golf.plan import Outline, outline
-from golf.rundir import illegal
+from golf.plan import outline
+from golf.rundir import attempts_in, illegal
 from golf.sinks import clock
 from golf.tokens.prepare import Prepared
 
-COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "stopped": "yellow", "interrupted": "yellow"}
+COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "refused": "bold red"}
+COLOURS |= dict.fromkeys(("stopped", "interrupted", "pruned"), "yellow")
 
 
 def console() -> Console:
@@ -27,25 +28,28 @@ def console() -> Console:
     return made if made.is_terminal else Console(highlight=False, width=160)
 
 
-def outlines(runs: Sequence[Run]) -> Iterator[Outline]:
-    """In the order of the runs; each model is built (on the meta device) once, not once a seed."""
-    known: dict[str, Outline] = {}
+def sizes(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
+    """(parameters, predicted bytes) in the order of the runs; each model is built (on the meta device) once, not once a
+    seed, and let go."""
+    known: dict[str, tuple[int, int]] = {}
     for run in runs:
         key = fingerprint(run, "", with_seed=False)
         if key not in known:
-            known[key] = outline(run)
+            found = outline(run)
+            known[key] = found.parameters, found.artifact_bytes
         yield known[key]
 
 
 def standings(cells: Sequence[Cell], found: Sequence[Prepared | None]) -> list[tuple[Standing, str]]:
     """(where it stands, its hash) of each cell; where its data is not prepared yet it waits and has no hash."""
-    table = []
+    table, state_of = [], cells[0].run.launch.standing()
+    there = attempts_in(jobs.group_of(cells[0].run))
     for cell, prepared in zip(cells, found, strict=True):
         if prepared is None:
             table.append((Standing("waiting"), "no data yet"))
             continue
         digest = fingerprint(cell.run, prepared.digest)
-        table.append((read_standing(jobs.folder_of(cell.run, digest)), digest[:8]))
+        table.append((read_standing(jobs.folder_of(cell.run, digest, there), state_of), digest[:8]))
     return table
 
 
@@ -61,15 +65,15 @@ def show_cells(cells: Sequence[Cell], found: Sequence[Prepared | None], title: s
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("hash", "state"):
         table.add_column(column, no_wrap=True)
-    expected, stand = outlines([cell.run for cell in cells]), standings(cells, found)
-    for cell, line, size, (standing, digest) in zip(cells, lines, expected, stand, strict=True):
-        run, share = cell.run, size.artifact_bytes / cell.run.cap_bytes
+    expected, stand = sizes([cell.run for cell in cells]), standings(cells, found)
+    for cell, line, (parameters, predicted), (standing, digest) in zip(cells, lines, expected, stand, strict=True):
+        run, share = cell.run, predicted / cell.run.cap_bytes
         table.add_row(
             run.label,
             str(run.seed),
             " ".join(override for override in line if override not in common),
-            f"{size.parameters:,}",
-            f"{size.artifact_bytes:,}",
+            f"{parameters:,}",
+            f"{predicted:,}",
             f"[bold red]{share:.0%}[/]" if share > 1 else f"{share:.0%}",
             digest,
             _to_do(standing),
@@ -78,7 +82,7 @@ def show_cells(cells: Sequence[Cell], found: Sequence[Prepared | None], title: s
 
 
 def _to_do(standing: Standing) -> str:
-    words = {"waiting": "to do", "running": "running", "done": "done"}
+    words = {"waiting": "to do", "queued": "queued", "running": "running", "done": "done"}
     return words.get(standing.state) or f"to do (on from step {standing.step or 0})"
 
 
@@ -93,7 +97,7 @@ def show_standings(cells: Sequence[Cell], found: Sequence[Prepared | None], titl
     count: Counter[str] = Counter()
     for cell, (standing, _) in zip(cells, standings(cells, found), strict=True):
         count[standing.state] += 1
-        table.add_row(cell.run.label, str(cell.run.seed), _coloured(standing.state), *progress_of(cell.run, standing))
+        table.add_row(cell.run.label, str(cell.run.seed), coloured(standing.state), *progress_of(cell.run, standing))
     console().print(table)
     console().print(", ".join(f"{number} {state}" for state, number in count.items()))
 
@@ -134,9 +138,14 @@ def show_end(tasks: Sequence[Task], folder: Path) -> None:
         time = clock(task.seconds) if task.attempts else ""
         state = "done before" if task.state == "skipped" else task.state
         words = task.reason or (task.folder.path.name if task.attempts or task.result else "")
-        table.add_row(task.run.label, str(task.run.seed), _coloured(state), *numbers, time, words)
+        table.add_row(task.run.label, str(task.run.seed), coloured(state), *numbers, time, words)
+    console().print(table)
+    show_failures(tasks)
+
+
+def show_failures(tasks: Sequence[Task]) -> None:
+    """Why each failed, with the end of its log."""
     out = console()
-    out.print(table)
     for task in tasks:
         if task.state == "failed":
             out.print(f"\n{task.name} failed: {task.reason}", style="bold red", markup=False)
@@ -144,6 +153,7 @@ def show_end(tasks: Sequence[Task], folder: Path) -> None:
                 out.print(f"the end of {task.console}:\n{task.log_tail}", markup=False)
 
 
-def _coloured(state: str) -> str:
+def coloured(state: str) -> str:
+    """As the tables show it, in rich's markup."""
     colour = COLOURS.get(state.split()[0])
     return f"[{colour}]{state}[/]" if colour else state

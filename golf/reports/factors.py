@@ -51,8 +51,9 @@ def varying(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
     found: dict[tuple[int, ...], list[str]] = {}
     for key in sorted({key for config in configs for key in config} - set(NAMES)):
         values = [str(config.get(key)) for config in configs]
-        if len(set(values)) > 1:
-            found.setdefault(tuple(values.index(value) for value in values), []).append(key)
+        first = {value: index for index, value in reversed(list(enumerate(values)))}
+        if len(first) > 1:
+            found.setdefault(tuple(first[value] for value in values), []).append(key)
     return list(found.values())
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from golf.reports.analysis import Analysis, Line
 from golf.reports.grids import what_counts
-from golf.reports.load import curve, traces
+from golf.reports.load import Started, curve, traces
 
 # Matplotlib draws with these; the SVG then gets the page's variables in their place.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
@@ -20,6 +20,7 @@ PALETTE = ("#3d7fc4", "#d9643a", "#3c9a5f", "#b58a1b", "#8c6bc8", "#c4568f", "#2
 WIDTH_INCHES = 5.3
 NAME_LENGTH = 26
 MOST_COLOURED = len(PALETTE)  # rows with a colour and a name in plots that join them
+MOST_CURVES = 200  # lines in a plot of runs: more are a smear, and tens of megabytes
 SMOOTHING = 0.8  # of a training curve, per logged step
 SMALL = 9.5  # points, of what is written into a plot
 FAR = 6.0  # a row so many times the typical distance from the middle is shown at the edge
@@ -177,8 +178,8 @@ def _mark(ax: Axes, x: float, words: str) -> None:
 
 def _curves(lines: Sequence[Line], colours: dict[str, str], n: str) -> dict[str, str]:
     """Training loss by step and by seconds: a line a seed, smoothed; the budget's seconds marked."""
-    runs = [(line.name, run.folder) for line in lines for run in line.row.counted]
-    traces = [(name, curve(folder, "loss")) for name, folder in runs]
+    runs, which = _shown(lines, colours)
+    traces = [(name, curve(run.folder, "loss")) for name, run in runs]
     if not any(len(trace) > 1 for _, trace in traces):
         return {}
     smooth = [_smooth([point[2] for point in trace]) for _, trace in traces]
@@ -203,22 +204,31 @@ def _curves(lines: Sequence[Line], colours: dict[str, str], n: str) -> dict[str,
             ax.grid(color=GRID, linewidth=0.8)
             ax.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
 
-        drawn[f"Training loss by {label}: a line a seed, smoothed ({n})"] = _svg(fill, 3.5)
+        drawn[f"Training loss by {label}: a line a seed, smoothed ({n}{which})"] = _svg(fill, 3.5)
     return drawn
+
+
+def _shown(lines: Sequence[Line], colours: dict[str, str]) -> tuple[list[tuple[str, Started]], str]:
+    """(row, run) of those that get a line of their own, and words on how many these are, if not all: rows with a colour
+    come first, and one seed of each before a second of any."""
+    runs = [(line.name, run, turn) for line in lines for turn, run in enumerate(line.row.counted)]
+    order = sorted(range(len(runs)), key=lambda index: (colours[runs[index][0]] == MUTED, runs[index][2]))
+    kept = [runs[index][:2] for index in sorted(order[:MOST_CURVES])]
+    return kept, f"; {len(kept)} of {len(runs):,} runs" if len(kept) < len(runs) else ""
 
 
 def _adaptations(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, str]:
     """What learning at evaluation does as it goes: the running score against the same windows without learning, and the
     loss that it learns with. Where the second falls while the first rises, it learns its text and loses the rest."""
     curves = []
-    for line in lines:
-        for run in line.row.counted:
-            by_name = traces(run.folder)
-            main = by_name.get(run.result["eval_main"] if run.result else "", [])
-            still = [trace for trace in by_name.values() if all(point["learning_loss"] is None for point in trace)]
-            beside = next((t for t in still if [p["tokens"] for p in t] == [p["tokens"] for p in main]), None)
-            if beside is not None and any(point["learning_loss"] is not None for point in main):
-                curves.append((line.name, main, beside))
+    runs, which = _shown(lines, colours)
+    for row, run in runs:
+        by_name = traces(run.folder)
+        main = by_name.get(run.result["eval_main"] if run.result else "", [])
+        still = [trace for trace in by_name.values() if all(point["learning_loss"] is None for point in trace)]
+        beside = next((t for t in still if [p["tokens"] for p in t] == [p["tokens"] for p in main]), None)
+        if beside is not None and any(point["learning_loss"] is not None for point in main):
+            curves.append((row, main, beside))
     if not curves:
         return {}
 
@@ -246,10 +256,12 @@ def _adaptations(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, st
         ax.plot(*zip(*points, strict=True), **style)
 
     return {
-        "Learning at evaluation: running score minus the same windows without it; below 0 it helps": draw(
+        f"Learning at evaluation: running score minus the same windows without it; below 0 it helps{which}": draw(
             against, "difference so far, BPB"
         ),
-        "Learning at evaluation: the loss of each chunk as it is learnt, first epoch": draw(learning, "nats per token"),
+        f"Learning at evaluation: the loss of each chunk as it is learnt, first epoch{which}": draw(
+            learning, "nats per token"
+        ),
     }
 
 

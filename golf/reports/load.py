@@ -113,7 +113,7 @@ def load(folder: Path, control: str | None = None) -> Sweep:
         control=control or said.get("control"),
         seeds=list(said.get("seeds") or []),
         asked=asked,
-        rows={name: _row(name, by_label[name]) for name in order},
+        rows={name: row_of(name, by_label[name]) for name in order},
         tracker=trackers.pop() if len(trackers) == 1 else None,
         unreadable=unreadable,
     )
@@ -136,7 +136,7 @@ def _started(folder: RunDir, node: dict[str, Any]) -> Started:
     )
 
 
-def _row(name: str, runs: list[Started]) -> Row:
+def row_of(name: str, runs: list[Started]) -> Row:
     """Of finished runs of one seed and configuration (rerun=true) the newest counts, whatever it says."""
     runs = sorted(runs, key=lambda run: (run.seed, run.config_hash, _attempt(run)))
     newest = {(run.seed, run.config_hash): run.folder for run in runs if run.state == "done"}

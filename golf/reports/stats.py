@@ -169,6 +169,25 @@ def one_sample(values: Sequence[float], bar: float) -> BarTest:
     return BarTest(n=n, delta=delta, df=float(test.df), t=float(test.statistic), p=float(test.pvalue))
 
 
+def welch_published(values: Sequence[float], *, mean: float, sd: float, n: int, margin: float = 0.0) -> BarTest:
+    """Welch's one-sided test of a row against a result of which only mean, sample sd and seeds are published.
+
+    delta: mean(values) - mean; p: against "lower by less than `margin`". One seed on a side, or no spread on either,
+    leaves n and delta only.
+    """
+    numbers = _finite("values", values, least=1)
+    between(0, 1e6, margin=margin, sd=sd)
+    ours, delta, own = len(numbers), statistics.mean(numbers) - mean, _sd(numbers)
+    if own is None or n < 2 or (own == 0 and sd == 0):
+        return BarTest(n=ours, delta=delta)
+    test = stats.ttest_ind_from_stats(
+        statistics.mean(numbers) + margin, own, ours, mean, sd, n, equal_var=False, alternative="less"
+    )
+    weights = own**2 / ours, sd**2 / n
+    df = sum(weights) ** 2 / (weights[0] ** 2 / (ours - 1) + weights[1] ** 2 / (n - 1))
+    return BarTest(n=ours, delta=delta, df=df, t=float(test.statistic), p=float(test.pvalue))
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """p-values adjusted for being several: acting on those below alpha, even one false alarm has a chance <= alpha.
 

@@ -1,20 +1,56 @@
-"""Branches that a recipe decides: in functions that take the recipe, tests of its values are settled before the code is
-written out, and what can't run is left out."""
+"""Branches that a recipe decides: in functions that take the recipe, and in methods of its configs, tests of their
+values are settled before the code is written out, and what can't run is left out."""
 
 import ast
+import dataclasses
 from typing import Any
 
 from golf.config import Recipe
+from golf.nodes import configs
 from golf.submission.edits import Edits
 
 RECIPE = Recipe.__name__
 UNKNOWN = object()
 
 
-def fold(node: ast.stmt, recipe: Recipe, edits: Edits) -> None:
-    """Cut decided branches out of every function of a definition, in its tree (places kept) and in its text."""
+class Switches:
+    """A config of one class, of which only the fields are known that are True, or False, wherever it is used."""
+
+    def __init__(self, known: dict[str, bool]):
+        self.known = known
+
+    def __getattr__(self, name: str) -> Any:
+        return self.known.get(name, UNKNOWN)
+
+
+def switches_of(cls: Any, recipe: Recipe) -> Switches:
+    """Of a config class: bool fields that agree in all of the recipe's configs of it, and with what the class takes by
+    itself. No code changes such a field later."""
+    found = [config for _, config in configs(recipe) if isinstance(config, cls)]
+    known = {}
+    for item in dataclasses.fields(cls):
+        values = {getattr(config, item.name) for config in found} if item.type in (bool, "bool") else set()
+        if item.type in (bool, "bool") and item.default is not dataclasses.MISSING:
+            values.add(item.default)
+        if len(values) == 1:
+            known[item.name] = values.pop()
+    return Switches(known)
+
+
+def is_decided(node: ast.stmt, switches: Switches | None) -> bool:
+    """Whether fold() may change it."""
+    arguments = [part for part in ast.walk(node) if isinstance(part, ast.arg)]
+    return bool(switches and switches.known) or any(_is_recipe(argument.annotation) for argument in arguments)
+
+
+def fold(node: ast.stmt, recipe: Recipe, switches: Switches | None, edits: Edits) -> None:
+    """Cut decided branches out of every function of a definition, in its tree (places kept) and in its text. switches:
+    what is known of self in its methods, if it is a config's class."""
+    methods = node.body if isinstance(node, ast.ClassDef) else []
     for function in [part for part in ast.walk(node) if isinstance(part, ast.FunctionDef)]:
-        names = {a.arg: recipe for a in function.args.args if _is_recipe(a.annotation)}
+        names: dict[str, Any] = {a.arg: recipe for a in function.args.args if _is_recipe(a.annotation)}
+        if switches is not None and function in methods:
+            names |= {a.arg: switches for a in function.args.args[:1] if a.arg == "self"}
         if names:
             folder = _Folder(names, edits)
             function.body = folder.block(function.body)

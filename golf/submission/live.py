@@ -7,6 +7,7 @@ Checks of a config's values are left out: the recipe has passed them.
 
 import ast
 import copy
+import dataclasses
 import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 from golf.config import Recipe
 from golf.nodes import configs
 from golf.submission.edits import Edits, first_line
-from golf.submission.fold import fold
+from golf.submission.fold import Switches, fold, is_decided, switches_of
 from golf.submission.modules import Code, Definition, Module, Name, module, reads
 
 CHECK = "__post_init__"
@@ -90,9 +91,11 @@ class Reach:
             return
         for name in definition.names:
             self.names.add(Name(definition.module.name, name))
-        one = Live(definition, copy.deepcopy(definition.node), Edits(definition.module.lines))
+        switches = self._switches(definition)
+        whole = copy.deepcopy if is_decided(definition.node, switches) else copy.copy  # copies of trees are slow
+        one = Live(definition, whole(definition.node), Edits(definition.module.lines))
         self.live[id(definition)] = one
-        fold(one.node, self.recipe, one.edits)
+        fold(one.node, self.recipe, switches, one.edits)
         if not isinstance(one.node, ast.ClassDef):
             self._read(one, [one.node])
             return
@@ -101,6 +104,16 @@ class Reach:
         one.sleeping = [method for method in methods if not (method.name in called or method.name in self.attributes)]
         awake = [part for part in one.node.body if part not in one.sleeping]
         self._read(one, [*one.node.decorator_list, *one.node.bases, *one.node.keywords, *awake])
+
+    def _switches(self, definition: Definition) -> Switches | None:
+        """What is known of a config class's fields; None for everything else."""
+        if not isinstance(definition.node, ast.ClassDef):
+            return None
+        cls = getattr(importlib.import_module(definition.module.name), definition.node.name)
+        own = dataclasses.is_dataclass(cls) and definition.node.name.endswith(
+            "Config"
+        )  # others are made by code, of any value
+        return switches_of(cls, self.recipe) if own else None
 
     def _read(self, one: Live, nodes: Iterable[Any]) -> None:
         code = reads(one.module, list(nodes))

@@ -1,9 +1,11 @@
 """A script made small: minified, compressed, and wrapped in a file that unpacks and runs itself."""
 
 import ast
-import importlib.util
 import lzma
 from dataclasses import dataclass
+
+import brotli
+import python_minifier
 
 from golf.errors import UserError
 
@@ -13,6 +15,7 @@ LZMA_FILTERS = [
     for lc in (2, 3, 4)
     for pb in (0, 2)
 ]
+USER = UserError.__name__
 KEEPS_ANNOTATIONS = ("custom_op", "register_fake")  # torch reads an operator's types from them
 
 
@@ -41,11 +44,7 @@ def minified(source: str) -> str:
 
     Attributes keep their names, since artifacts and state_dicts hold them.
     """
-    if importlib.util.find_spec("python_minifier") is None:
-        raise UserError("the package python-minifier is not installed; pip install python-minifier")
-    import python_minifier
-
-    tree = _Bare().visit(ast.parse(source))
+    tree = without_unread(_Bare().visit(ast.parse(source)))
     return python_minifier.minify(
         ast.unparse(ast.fix_missing_locations(tree)),
         remove_literal_statements=True,
@@ -59,7 +58,18 @@ def minified(source: str) -> str:
 
 class _Bare(ast.NodeTransformer):
     """Takes out what only people read: annotations (operators keep theirs), the words of errors, methods that are there
-    to be overridden, assertions."""
+    to be overridden, assertions, and checks of what is given (USER): the recipe has passed them."""
+
+    def visit_If(self, node: ast.If) -> ast.stmt | list[ast.stmt]:
+        self.generic_visit(node)
+        if _refuses(node.body):
+            return node.orelse or ast.Pass()
+        return node
+
+    def visit_Try(self, node: ast.Try) -> ast.stmt | list[ast.stmt]:
+        self.generic_visit(node)
+        node.handlers = [handler for handler in node.handlers if not _refuses(handler.body)]
+        return node if node.handlers or node.finalbody else [*node.body, *node.orelse]
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         self.generic_visit(node)
@@ -98,6 +108,31 @@ class _Bare(ast.NodeTransformer):
         return node
 
 
+def _refuses(body: list[ast.stmt]) -> bool:
+    """Whether a branch does nothing but raise a USER error."""
+    raised = body[0].exc if len(body) == 1 and isinstance(body[0], ast.Raise) else None
+    kind = raised.func if isinstance(raised, ast.Call) else raised
+    return isinstance(kind, ast.Name) and kind.id == USER
+
+
+def without_unread(tree: ast.Module) -> ast.Module:
+    """Leave out functions and constants that nothing reads any more."""
+    while True:
+        read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        kept = [part for part in tree.body if not _unread(part, read)]
+        if len(kept) == len(tree.body):
+            return tree
+        tree.body = kept
+
+
+def _unread(node: ast.stmt, read: set[str]) -> bool:
+    if isinstance(node, ast.FunctionDef):
+        return node.name not in read and not node.decorator_list
+    if isinstance(node, ast.Assign) and not any(isinstance(part, ast.Call) for part in ast.walk(node.value)):
+        return not {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)} & read
+    return False
+
+
 def _is_abstract(node: ast.stmt) -> bool:
     if not isinstance(node, ast.FunctionDef):
         return False
@@ -132,8 +167,6 @@ def wrap_lzma(script: bytes) -> bytes:
 
 def wrap_brotli(script: bytes) -> bytes:
     """Brotli at its highest, in the same form; the package brotli has to be there."""
-    import brotli
-
     stream = brotli.compress(script, mode=brotli.MODE_TEXT, quality=11, lgwin=24)
     return _file("import brotli;exec(brotli.decompress(", stream, "))")
 

@@ -1,8 +1,8 @@
 """What a submission's file does: train, quantise, write the artifact, read it back, score it, and say so in the lines
 that the challenge's own script prints (openai/parameter-golf, train_gpt.py).
 
-SEED, DATA_PATH (a folder with *train_*.bin, *val_*.bin and tokenizer.model), TOKENIZER_PATH and OUT (a folder for
-artifact.golf) are read from the environment; nothing else is.
+SEED, DATA_PATH (a folder with *train_*.bin, *val_*.bin and tokenizer.model), TOKENIZER_PATH (else tokenizer.model
+beside the script, if there is one) and OUT (a folder for artifact.golf) are read from the environment; nothing else is.
 """
 
 import hashlib
@@ -97,7 +97,8 @@ class Text:
 def find_text(run: Recipe) -> Prepared:
     """The shards and the tokenizer that the environment names."""
     folder = Path(os.environ.get("DATA_PATH", "data"))
-    tokenizer = Path(os.environ.get("TOKENIZER_PATH", folder / "tokenizer.model"))
+    beside = Path(__file__).with_name("tokenizer.model")
+    tokenizer = Path(os.environ.get("TOKENIZER_PATH", beside if beside.exists() else folder / "tokenizer.model"))
     splits = {name: Shards(sorted(folder.glob(f"*{name}_*.bin"))) for name in (run.loader.split, run.eval.split)}
     for name, found in splits.items():
         if not found.shards:

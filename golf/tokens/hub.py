@@ -10,7 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class FinewebConfig(DataConfig):
     is the newest.
     """
 
+    stock_tokenizer: ClassVar[bool] = True
     repo_id: str
     revision: str | None
     root: str

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from os.path import relpath
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from golf.errors import UserError
 from golf.tokens.shards import TokenStream, file_sha256, open_shard
@@ -151,8 +151,12 @@ def describe_split(shards: list[Path], counter: ByteCounter, bos_id: int) -> Spl
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """Which text, and how many tokens its vocabulary has. Subclasses say where it comes from."""
+    """Which text, and how many tokens its vocabulary has. Subclasses say where it comes from.
 
+    stock_tokenizer: whether its tokenizer is published with its tokens, so that a submission need not carry it.
+    """
+
+    stock_tokenizer: ClassVar[bool] = False
     vocab_size: int
 
     def __post_init__(self) -> None:

@@ -1,13 +1,18 @@
 """Hydra's launcher: composes and types every cell, then hands them to golf.launcher. No task is pickled or run here."""
 
-from collections.abc import Sequence
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+LARGEST_SEED = 2**31 - 1
 
 
 class GolfLauncher(Launcher):
@@ -15,21 +20,22 @@ class GolfLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.config = hydra_context.config_loader, config
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.rows: dict[
+            tuple[str, ...], Any
+        ] = {}  # overrides but the seed -> their run; None where it hangs on the seed
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from golf.errors import UserError
-        from golf.launcher import sweep
-        from golf.launcher.cells import collect
         from hydra_plugins.golf_sweeper import plan_of
 
-        cells = collect([list(overrides) for overrides in job_overrides], self._run_of)
-        try:
-            outcomes = sweep.launch(cells, plan_of(self.config))
-        except (TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise RuntimeError("the launcher failed") from error  # not bad input, which the door tells in one line
+        return self.run(job_overrides, plan_of(self.config))
+
+    def run(self, job_overrides: Sequence[Sequence[str]], plan: Any) -> Sequence[JobReturn]:
+        """Launch the cells of a Plan."""
+        from golf.launcher import sweep
+
+        cells = self.cells(job_overrides)
+        with not_bad_input():
+            outcomes = sweep.launch(cells, plan)
         return [
             JobReturn(
                 overrides=cell.overrides,
@@ -39,16 +45,40 @@ class GolfLauncher(Launcher):
             for cell, outcome in zip(cells, outcomes, strict=True)
         ]
 
+    def cells(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+        """The cells of these overrides, composed, typed and checked."""
+        from golf.launcher.cells import collect
+
+        return collect([list(overrides) for overrides in job_overrides], self._run_of)
+
     def _run_of(self, overrides: list[str]) -> Any:
-        """The typed run of a cell. Cells that differ in the seed alone are composed once: composing takes most."""
+        """The typed run of a cell. Cells that differ in the seed alone are composed and typed once: it takes most."""
         from golf.compose import composing, run_of_whole
 
-        seed = [override for override in overrides if override.startswith("seed=")]
-        rest = tuple(override for override in overrides if not override.startswith("seed="))
         with composing(overrides):
-            if rest not in self.composed:
-                self.composed[rest] = self.loader.load_sweep_config(self.config, list(rest))
-            config = self.composed[rest].copy()
-            for override in OverridesParser.create().parse_overrides(seed):
-                config.seed = override.value()
-            return run_of_whole(config)
+            seeds = [override for override in overrides if override.startswith("seed=")]
+            (seed,) = [override.value() for override in OverridesParser.create().parse_overrides(seeds)] or (None,)
+            if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+                return run_of_whole(self.loader.load_sweep_config(self.config, overrides))
+            rest = tuple(override for override in overrides if override not in seeds)
+            if rest not in self.rows:
+                config = self.loader.load_sweep_config(self.config, list(rest))
+                uses_seed = re.search(r"\$\{[^}]*\bseed\b", OmegaConf.to_yaml(config))
+                self.rows[rest] = None if uses_seed else run_of_whole(config)
+            run = self.rows[rest]
+            if run is None:
+                return run_of_whole(self.loader.load_sweep_config(self.config, overrides))
+            return dataclasses.replace(run, seed=seed)
+
+
+@contextmanager
+def not_bad_input() -> Iterator[None]:
+    """Let no bug pass for bad input, which the door tells in one line."""
+    from golf.errors import UserError
+
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise RuntimeError("the launcher failed") from error

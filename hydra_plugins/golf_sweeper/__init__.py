@@ -1,4 +1,5 @@
-"""Hydra's sweeper: rows x seeds from a sweep file, times what the command line sweeps. The work is golf.launcher's."""
+"""Hydra's sweeper: rows x seeds from a sweep file, times what the command line sweeps; or a search. The work is done by
+golf.launcher and golf.search."""
 
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 class GolfSweeper(Sweeper):
     """conf/hydra/sweeper/golf.yaml. What Hydra passes here is resolved already; plan_of reads rows as they stand."""
 
-    def __init__(self, purpose: Any, control: Any, seeds: Any, rows: Any):
+    def __init__(self, purpose: Any, control: Any, seeds: Any, rows: Any, search: Any):
         pass
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -25,21 +26,53 @@ class GolfSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from golf.errors import RunError, UserError
-        from golf.launcher.grid import expand, quoted, sweep_label
+        from golf.errors import UserError
+        from golf.launcher.grid import Axis, expand, quoted, sweep_label
 
         plan = plan_of(self.config)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         axes = [_axis(override) for override in parser.parse_overrides(arguments)]
         if swept := [axis for axis in axes if axis.key == "sweep" and axis.swept]:
             raise UserError(f"{' '.join(swept[0].options)}: one command runs one sweep file; start them one by one")
-        cells = expand(plan, axes)
         if not any(axis.key == "sweep_label" for axis in axes):
-            name = self.config.hydra.runtime.choices.get("sweep")
-            cells = [[*cell, f"sweep_label={quoted(sweep_label(name, axes))}"] for cell in cells]
-        returns = self.launcher.launch(cells, 0)
+            label = sweep_label(self.config.hydra.runtime.choices.get("sweep"), axes)
+            axes.append(Axis("sweep_label", (f"sweep_label={quoted(label)}",)))
+        if self.config.hydra.sweeper.search is not None:
+            return self._search(plan, axes)
+        return self._run(expand(plan, axes), plan)
+
+    def _run(self, cells: list[list[str]], plan: Any) -> Any:
+        from golf.errors import RunError
+
+        returns = self.launcher.run(cells, plan)
         if bad := sum(job.status != JobStatus.COMPLETED for job in returns):
             raise RunError(f"{bad} of {len(cells)} runs have no result; the same command does what is missing")
+        return returns
+
+    def _search(self, plan: Any, axes: list[Any]) -> Any:
+        """Run the trials, then the best of them against the control on seeds of its own."""
+        from golf.errors import RunError
+        from golf.launcher.grid import value_of
+        from golf.search import confirm, drive
+        from golf.search.space import search_of
+        from hydra_plugins.golf_launcher import not_bad_input
+
+        search = search_of(OmegaConf.to_container(self.config.hydra.sweeper.search, resolve=True))
+        (label,) = [value_of(axis.options[0]) for axis in axes if axis.key == "sweep_label"]
+        base = confirm.base_of(search, plan, axes)
+        with not_bad_input():
+            found = drive.launch(search, plan, base, label, lambda line: self.launcher.cells([line])[0])
+        if found is None:
+            return []
+        returns = []
+        if found.untuned:
+            print("the best trial is the untuned configuration itself: there is nothing to confirm")
+        else:
+            registered, cells = confirm.confirmation(found, plan, axes, label)
+            returns = self._run(cells, registered)
+            print(f"whether it is better: python golf/report.py {found.folder}")
+        if found.failed:
+            raise RunError(f"{found.failed} of {search.trials} trials failed; the same command tries them again")
         return returns
 
 

@@ -37,6 +37,13 @@ def write_result(folder: Path, config: dict) -> None:
     (folder / "result.json").write_text(json.dumps(result))
 
 
+def stop(folder: Path) -> None:
+    """Save and end, as a worker does."""
+    status = {"state": "stopped", "pid": os.getpid(), "code": 130, "message": "stopped by SIGTERM at step 3; saved"}
+    (folder / "status.json").write_text(json.dumps(status))
+    sys.exit(130)
+
+
 def main() -> int:
     folder = Path(sys.argv[1])
     config = json.loads((folder / "config.json").read_text())
@@ -58,6 +65,10 @@ def main() -> int:
     if behaviour == "hang":
         time.sleep(1000)
     if behaviour in ("slow", "slow2", "rank_killed", "rank_exits_7"):
+        time.sleep(1000)
+    if behaviour == "patient" and (folder.parent / "starts.txt").read_text().count("patient") == 1:
+        signal.signal(signal.SIGTERM, lambda *_: stop(folder))
+        (folder / "ready").touch()
         time.sleep(1000)
     if behaviour == "disk_full":
         status = {"state": "failed", "pid": os.getpid(), "code": 1, "message": "disk full at step 3; free some space"}

@@ -20,6 +20,7 @@ from golf.errors import RunError, StoppedError, UserError
 from golf.launcher import board, jobs, scheduler, sweep
 from golf.launcher.cells import Cell
 from golf.launcher.grid import Plan
+from golf.launcher.local import LocalAttempt
 from golf.launcher.slots import Slot
 
 FAKE = str(Path(__file__).with_name("fake_worker.py"))
@@ -128,13 +129,14 @@ def test_torchrun_killed_leaves_no_rank(
     killed = []
 
     class Killer(scheduler.Scheduler):
-        def _look_after(self, attempt: scheduler.Attempt) -> None:
+        def _look_after(self, attempt: scheduler.Attempt) -> bool:
+            assert isinstance(attempt, LocalAttempt)
             metrics = attempt.task.folder.metrics
             ranks = len([line for line in processes_in(outputs) if "torch.distributed" not in line])
             trains = metrics.exists() and '"step": 4,' in metrics.read_text()
             if not killed and attempt.task.run.launch.nproc == 2 and (trains if moment == "trains" else ranks == 2):
                 killed.append(os.kill(attempt.process.child.pid, signal.SIGKILL))
-            super()._look_after(attempt)
+            return super()._look_after(attempt)
 
     monkeypatch.setattr(sweep, "Scheduler", Killer)
     outcomes = sweep.launch([Cell(base, ["label=long"]), Cell(short, ["label=short"])], NO_PLAN)
@@ -214,7 +216,7 @@ def test_a_second_signal_kills_what_will_not_stop(go: Sweep, outputs: Path) -> N
 
 def test_a_sweep_belongs_to_one_launcher(go: Sweep, outputs: Path) -> None:
     (outputs / "table").mkdir(parents=True)
-    with sweep._held(outputs / "table"), pytest.raises(RunError, match="another launcher is at work here"):
+    with sweep.held(outputs / "table"), pytest.raises(RunError, match="another launcher is at work here"):
         go("ok")
     assert starts(outputs) == []
 
@@ -280,7 +282,7 @@ def test_seeds_stay_registered_as_they_were_before_any_result(go: Sweep, outputs
 def test_cells_get_devices_of_their_own(go: Sweep, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    for room in ("golf.launcher.slots", "golf.launcher.sweep"):
+    for room in ("golf.launcher.slots", "golf.launcher.local"):
         monkeypatch.setattr(f"{room}.devices_needed", lambda run: run.launch.nproc)
     go("takes_a_while", "ok-b", "ok-c", nproc=2)
     taken = sorted(

@@ -1,0 +1,169 @@
+"""A submission run again: its own file, in an empty folder, in a virtual environment of its own, without network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from golf.errors import RunError, UserError
+from golf.submission.folder import REQUIREMENTS, SCRIPT, TOKENIZER
+from golf.submission.logs import last_line
+from golf.submission.record import Submission, read_submission
+
+PACKAGES = ("install", "here")
+OFFLINE = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "offline"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeated:
+    """A seed's published numbers and those of the repetition. said: the script's last line."""
+
+    seed: int
+    val_bpb: float
+    published_bpb: float
+    artifact_bytes: int
+    published_bytes: int
+    std: float | None
+    said: dict[str, Any]
+
+    @property
+    def same(self) -> bool:
+        return self.val_bpb == self.published_bpb and self.artifact_bytes == self.published_bytes
+
+    @property
+    def near(self) -> bool:
+        """Within three of the published deviations between seeds (one seed: 0.1 %), and the file within 0.5 %."""
+        reach = 3 * self.std if self.std else 0.001 * self.published_bpb
+        close = abs(self.val_bpb - self.published_bpb) <= reach
+        return close and abs(self.artifact_bytes - self.published_bytes) <= 0.005 * self.published_bytes
+
+
+def reproduce(folder: Path, data: Path, seed: int | None, packages: str, nproc: int, threads: int | None) -> Repeated:
+    """Run one seed of a submission (None: its first) and compare. data: a folder of shards and their tokenizer.
+
+    packages: "install" what requirements.txt names (from the network, before the run), or those that are "here", linked
+    into the environment. Raises RunError where the script fails, UserError for bad input.
+    """
+    record = read_submission(folder)
+    seed = record.seeds[0] if seed is None else seed
+    if seed not in record.seeds:
+        raise UserError(f"seed={seed}: {folder} has {', '.join(map(str, record.seeds))}")
+    if packages not in PACKAGES:
+        raise UserError(f"packages={packages}: {' or '.join(PACKAGES)}")
+    if not any(data.glob("*.bin")):
+        raise UserError(f"data={data}: has no *.bin; name a folder of token shards, such as data/prepared/NAME")
+    with _empty_folder(folder) as place:
+        python = make_environment(place / "environment", folder / REQUIREMENTS, packages)
+        command = [str(python), *_runner(nproc), SCRIPT]
+        environment = _clean_environment(data.resolve(), place, seed, threads)
+        done = subprocess.run(
+            [*offline(), *command], cwd=place / "run", env=environment, capture_output=True, text=True
+        )
+        said = last_line(done.stdout)
+        if done.returncode or said is None:
+            tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+            raise RunError(f"{folder.name}, seed {seed}: the script ended with {done.returncode}:\n{tail}")
+    return _compared(record, seed, said)
+
+
+def _compared(record: Submission, seed: int, said: dict[str, Any]) -> Repeated:
+    published = record.seed_results[str(seed)]
+    assert published.val_bpb is not None and published.artifact_bytes is not None
+    return Repeated(
+        seed=seed,
+        val_bpb=said["val_bpb"][record.evaluator],
+        published_bpb=published.val_bpb,
+        artifact_bytes=said["artifact_bytes"],
+        published_bytes=published.artifact_bytes,
+        std=record.val_bpb_std,
+        said=said,
+    )
+
+
+@contextmanager
+def _empty_folder(folder: Path) -> Iterator[Path]:
+    """A temporary place with the script, and its tokenizer where it has one of its own, in `run`."""
+    with tempfile.TemporaryDirectory(prefix="golf-reproduce-") as name:
+        run = Path(name) / "run"
+        run.mkdir()
+        for file in (SCRIPT, TOKENIZER):
+            if (folder / file).exists():
+                shutil.copyfile(folder / file, run / file)
+        yield Path(name)
+
+
+def make_environment(place: Path, requirements: Path, packages: str) -> Path:
+    """A virtual environment with what the script imports; returns its interpreter."""
+    venv.create(place, with_pip=packages == "install", symlinks=True)
+    python = place / "bin" / "python"
+    if packages == "install":
+        command = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "-r",
+            str(requirements),
+        ]
+        if subprocess.run(command).returncode:
+            raise RunError(f"{requirements}: could not be installed; packages=here takes those of this environment")
+        return python
+    # The folder alone, not what its own .pth files add: golf, installed for editing, is not among it.
+    link = place / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / "here.pth"
+    link.write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def _runner(nproc: int) -> list[str]:
+    if nproc == 1:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+
+
+def _clean_environment(data: Path, place: Path, seed: int, threads: int | None) -> dict[str, str]:
+    """What the script is told, and of this process's variables only what the machine needs."""
+    kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES")
+    told = {"SEED": str(seed), "DATA_PATH": str(data), "OUT": str(place / "run")}
+    if threads is not None:
+        told["OMP_NUM_THREADS"] = str(threads)
+    return {name: os.environ[name] for name in kept if name in os.environ} | told
+
+
+def offline() -> list[str]:
+    """A prefix that runs a command in a network namespace of its own, with nothing in it but itself."""
+    try:
+        able = subprocess.run([*OFFLINE, "true"], capture_output=True).returncode == 0
+    except OSError:
+        able = False
+    if not able:
+        raise RunError("this machine lets nobody make a network namespace (unshare --net), so no run here is offline")
+    return OFFLINE
+
+
+def told(found: Repeated) -> str:
+    """In two lines."""
+    verdict = (
+        "the same to the last digit" if found.same else "as published, within the spread" if found.near else "OTHER"
+    )
+    return json.dumps(
+        {
+            "seed": found.seed,
+            "val_bpb": found.val_bpb,
+            "artifact_bytes": found.artifact_bytes,
+            "code_bytes": found.said.get("code_bytes"),
+        }
+    ) + (
+        f"\nseed {found.seed}: {found.val_bpb:.6f} BPB, {found.artifact_bytes:,} bytes; published "
+        f"{found.published_bpb:.6f} and {found.published_bytes:,}: {verdict}"
+    )

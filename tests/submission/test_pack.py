@@ -1,0 +1,69 @@
+"""Packed files are the program that went in."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from golf.submission.pack import literal, minified, pack, wrap_brotli, wrap_lzma
+
+PROGRAM = '''"""A program."""
+import dataclasses, sys
+import torch
+
+@dataclasses.dataclass
+class Part:
+    """What it is."""
+    width: int
+    name: str = "a\\\\b"
+
+    def doubled(self, times: int = 2) -> int:
+        """Twice."""
+        if times < 0:
+            raise ValueError(f"times={times}: not below zero")
+        return self.width * times
+
+def main(argument: int) -> None:
+    assert argument > 0
+    print(Part(width=argument).doubled(times=3), Part(1).name, "\\x00\\n\\r'\\"\\\\")
+
+main(7)
+'''
+
+
+def output(file: bytes, folder: Path) -> bytes:
+    path = folder / "program.py"
+    path.write_bytes(file)
+    return subprocess.run([sys.executable, str(path)], capture_output=True, check=True, timeout=120).stdout
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_survive_a_literal(stream: bytes) -> None:
+    text = b"#coding:L1\nfound=" + literal(stream) + b".encode('L1')\n"
+    scope: dict[str, bytes] = {}
+    exec(compile(text, "x", "exec"), scope)
+    assert scope["found"] == stream
+
+
+@pytest.mark.parametrize("wrap", [wrap_lzma, wrap_brotli])
+def test_a_wrapper_runs_what_it_holds(wrap, tmp_path: Path) -> None:
+    file = wrap(b"import sys\nprint(sys.version_info[0], __name__, __file__[-10:])\n" + b"# fill\n" * 400)
+    assert output(file, tmp_path).split() == [b"3", b"__main__", b"program.py"] and len(file) < 400
+
+
+def test_a_minified_program_does_the_same_and_says_less(tmp_path: Path) -> None:
+    source = PROGRAM.replace("import torch\n", "")
+    small = minified(source)
+    assert output(small.encode(), tmp_path) == output(source.encode(), tmp_path) != b""
+    assert "Twice" not in small and "not below zero" not in small and "-> int" not in small
+    assert "width" in small and "doubled" in small, "what artifacts and state_dicts may hold keeps its name"
+
+
+def test_the_smallest_wrapper_is_kept() -> None:
+    found = pack(PROGRAM * 30)
+    assert len(found.file) == min(found.sizes.values()) == found.sizes[found.coder]
+    assert set(found.sizes) == {"lzma", "brotli"} and found.raw_bytes == len(PROGRAM.encode()) * 30
+    assert len(found.file) < found.minified_bytes < found.raw_bytes
