@@ -12,8 +12,8 @@ from golf import evaluate, quantize
 from golf.config import Run
 from golf.launcher import board, tables
 from golf.launcher.cells import Cell
+from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
-from golf.launcher.scheduler import Task
 from golf.rundir import RunDir, write_json
 from tests.reports.helpers import result
 
@@ -37,9 +37,9 @@ def test_a_sweep_marks_it(
     folder = RunDir(tmp_path / "table" / "cheat")
     folder.path.mkdir(parents=True)
     prepared: Any = None
-    task = Task(Cell(run, []), prepared, entry.setdefault("fingerprint", "x" * 64), folder, 0, state="done",
+    task = Task(Cell(run, []), prepared, entry.setdefault("fingerprint", "x" * 64), folder, state="done",
                 attempts=1, result=entry)  # fmt: skip
-    status = board.status_text("table", Plan(None, None, (), {}), [task], "1 done")
+    status = board.Board(folder.path.parent, Plan(None, None, (), {}), [task], 1).text()
     assert ("| 2.0000 ILLEGAL |" in status) == marked and ("| 2.0000 |" in status) != marked
     assert ("ILLEGAL" in board._news(task)) == marked
     tables.show_end([task], folder.path)
