@@ -8,13 +8,12 @@ a model that stays as it is, `head` trains an adapter on the head of each docume
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from paired import model_of, ratios
 
-from golf.compose import compose
 from golf.dist import ALONE
 from golf.evals.book import Book
 from golf.evals.evaluator import DocumentsConfig
@@ -22,7 +21,6 @@ from golf.evals.learning import AdamWLearnerConfig
 from golf.evals.ngram import NGramConfig
 from golf.evals.scorers import FixedConfig, ScorerConfig
 from golf.evals.ttt_lora import LoRAScorerConfig
-from golf.models.kernels import choose_backend
 from golf.tokens.tokenizer import ByteCounter
 
 ADAM = AdamWLearnerConfig(lr=1e-4, weight_decay=0.5, beta1=0.0, beta2=0.999, eps=1e-10)
@@ -36,31 +34,13 @@ def head(cache: bool) -> ScorerConfig:
     return LoRAScorerConfig(learner=ADAM, rank=8, alpha=16.0, keep_a=True, head=True, matrices={}, cache=cache)
 
 
-def ratios(pairs: int, kept: Callable[[], float], whole: Callable[[], float]) -> list[float]:
-    """Seconds of the second over those of the first, taken in turns."""
-    found = []
-    for _ in range(pairs):
-        seconds = []
-        for action in (kept, whole):
-            started = time.perf_counter()
-            action()
-            seconds.append(time.perf_counter() - started)
-        found.append(seconds[1] / seconds[0])
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = {"length": 1024, "chunk": 48, "documents": 16, "pairs": 5, "dim": 192, "layers": 4, "vocab": 1024}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
-    run = compose([f"model.dim={chosen.dim}", f"model.layers={chosen.layers}", f"data.vocab_size={chosen.vocab}"])
-    torch.manual_seed(0)
-    model = run.model.build()
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.02)
-    model.attend = choose_backend("auto", ALONE.device, run.model.mixer.kernel_channels(chosen.dim)).attend
+    model = model_of(chosen.dim, chosen.layers, chosen.vocab)
     generator = np.random.default_rng(0)
     texts = [np.append(1, generator.integers(4, chosen.vocab, chosen.length - 1)) for _ in range(chosen.documents)]
     stream = np.concatenate(texts).astype(np.uint16)

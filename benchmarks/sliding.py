@@ -8,19 +8,17 @@ keeps the last `stride`. Both take turns, so that whatever else the machine does
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from paired import model_of, ratios
 from torch import Tensor
 
-from golf.compose import compose
 from golf.dist import ALONE
 from golf.evals.book import Book
 from golf.evals.evaluator import WindowsConfig
 from golf.evals.scorers import FixedConfig, Scorer, ScorerConfig, Window
-from golf.models.kernels import choose_backend
 from golf.models.lm import LM
 from golf.tokens.tokenizer import ByteCounter
 
@@ -54,13 +52,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--vocab", type=int, default=1024)
     chosen = parser.parse_args()
-    run = compose([f"model.dim={chosen.dim}", f"model.layers={chosen.layers}", f"data.vocab_size={chosen.vocab}"])
-    torch.manual_seed(0)
-    model = run.model.build()
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    model = model_of(chosen.dim, chosen.layers, chosen.vocab)
     model.compute_dtype = torch.bfloat16
-    model.attend = choose_backend("auto", ALONE.device, run.model.mixer.kernel_channels(chosen.dim)).attend
     tokens = chosen.length + (chosen.windows - 1) * chosen.stride + 1
     stream = np.random.default_rng(0).integers(4, chosen.vocab, tokens).astype(np.uint16)
     flags = torch.zeros(chosen.vocab, dtype=torch.bool)
@@ -72,18 +65,11 @@ def main() -> None:
 
     ours, whole = score(FixedConfig(), 8192), score(WholeConfig(), 32 * chosen.length)
     assert abs(ours() - whole()) < 1e-3 * whole(), "the same score"
-    ratios = []
-    for _ in range(chosen.pairs):
-        seconds = []
-        for action in (ours, whole):
-            started = time.perf_counter()
-            action()
-            seconds.append(time.perf_counter() - started)
-        ratios.append(seconds[1] / seconds[0])
+    found = ratios(chosen.pairs, ours, whole)
     bound = arithmetic(model, chosen.length, chosen.stride)
     print(
         f"windows of {chosen.length}, stride {chosen.stride}, {chosen.layers} x {chosen.dim}, {chosen.vocab} tokens: "
-        f"whole windows take {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} .. {max(ratios):.2f}); "
+        f"whole windows take {statistics.median(found):.2f} times as long ({min(found):.2f} .. {max(found):.2f}); "
         f"by multiplications alone {bound:.2f}"
     )
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from golf.launcher.executor import Executor
     from golf.launcher.standing import StateOf
 
+LARGEST_SEED = 2**31 - 1
 CLOCKS = ("steps", "seconds")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -220,7 +221,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         positive(cap_bytes=self.cap_bytes)
-        between(0, 2**31 - 1, seed=self.seed)
+        between(0, LARGEST_SEED, seed=self.seed)
 
     @property
     def chosen_codec(self) -> CodecConfig:

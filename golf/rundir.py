@@ -224,7 +224,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "golf": version("golf"),
         **{name.replace("-core", ""): _version(name) for name in PACKAGES},
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(code_changes()),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -240,7 +240,8 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """What git says in golf's own checkout; None where it can't."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -270,10 +271,10 @@ def _cpu_name() -> str:
 
 def code_changes() -> str | None:
     """What the working tree has beyond the commit, new files included, as a patch; None without git."""
-    tracked = _git("diff", "HEAD")
+    tracked = git("diff", "HEAD")
     if tracked is None:
         return None
-    new = [ROOT / name for name in (_git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines()]
+    new = [ROOT / name for name in (git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines()]
     bodies = [f"+++ {path.relative_to(ROOT)}\n{path.read_text(errors='replace')}" for path in new if path.is_file()]
     return "\n".join([tracked, *bodies]).strip()
 

@@ -13,7 +13,6 @@ or runs of one's own), ship=packed|plain, into (outputs/submissions); force=true
 of the reasons against it, and them into its README. With reproduce=: seed, packages=install|here, nproc, threads.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,16 @@ if __name__ == "__main__":
 
 from golf.arguments import key_values, switched_on
 from golf.errors import UserError, in_one_line
+from golf.rundir import git
+from golf.submission.archive import archive
+from golf.submission.archive import verify as verified
+from golf.submission.check import faults
+from golf.submission.compare import compare
+from golf.submission.entry import TRACKS, gather
+from golf.submission.folder import Proposal, Said, write_folder
+from golf.submission.gate import against, refusing
+from golf.submission.recipes import from_environment
+from golf.submission.reproduce import reproduce, told
 
 OF_RUN = ("row", "track", "name", "author", "github_id", "blurb", "reference", "ship", "into", "force")
 GO_WITH = {
@@ -53,11 +62,6 @@ def main(arguments: list[str]) -> int:
 
 def submit(given: dict[str, str]) -> int:
     """Gather, pack, weigh, and write the folder, or say why not."""
-    from golf.submission.compare import compare
-    from golf.submission.entry import TRACKS, gather
-    from golf.submission.folder import Proposal, Said, write_folder
-    from golf.submission.gate import against, refusing
-
     if given.get("track") not in TRACKS:
         raise UserError(f"track={given.get('track', '(none)')}: {' or '.join(TRACKS)}")
     track, said = TRACKS[given["track"]], Said(**_said(given))
@@ -90,7 +94,7 @@ def _said(given: dict[str, str]) -> dict[str, str]:
     """What a person says of it."""
     if "name" not in given:
         raise UserError('name=(none): say what it is, such as name="SwiGLU on the naive baseline"')
-    author = given.get("author") or _git_user()
+    author = given.get("author") or git("config", "user.name")
     if not author:
         raise UserError("author=(none): name yourself, or set git's user.name")
     return {
@@ -101,16 +105,7 @@ def _said(given: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _git_user() -> str:
-    try:
-        return subprocess.run(["git", "config", "user.name"], capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
-
-
 def check(given: dict[str, str]) -> int:
-    from golf.submission.check import faults
-
     found = faults(Path(given["check"]))
     for fault in found:
         print(f"{given['check']}: {fault}")
@@ -119,8 +114,6 @@ def check(given: dict[str, str]) -> int:
 
 
 def repeat(given: dict[str, str]) -> int:
-    from golf.submission.reproduce import reproduce, told
-
     numbers = {key: _whole(key, given[key]) for key in ("seed", "nproc", "threads") if key in given}
     if "data" not in given:
         raise UserError("data=(none): name a folder of token shards, such as data/prepared/NAME")
@@ -143,22 +136,16 @@ def _whole(key: str, value: str) -> int:
 
 
 def keep(given: dict[str, str]) -> int:
-    from golf.submission.archive import archive
-
     print(archive(Path(given["archive"]), Path(given.get("into", "outputs/archives"))))
     return 0
 
 
 def verify(given: dict[str, str]) -> int:
-    from golf.submission.archive import verify as verified
-
     print(f"{given['verify']}: {verified(Path(given['verify']))} files, all as they were")
     return 0
 
 
 def translate(given: dict[str, str]) -> int:
-    from golf.submission.recipes import from_environment
-
     found = from_environment(given["from_env"], given.get("base"))
     print(" ".join(found.overrides))
     for name in found.unknown:

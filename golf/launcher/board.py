@@ -60,7 +60,7 @@ class Board:
         self._write()
 
     def enter(self, task: Task) -> None:
-        """Count a task that stands in `tasks` from now on."""
+        """Count a task by its state."""
         self.states[id(task)] = task.state
         self.count[task.state] += 1
         if task.state == "running":
@@ -69,14 +69,10 @@ class Board:
     # ---------------------------------------------------------------- what the scheduler tells
 
     def changed(self, task: Task) -> None:
-        key = id(task)
-        self.count[self.states[key]] -= 1
-        self.count[task.state] += 1
-        self.states[key] = task.state
-        self.lines.pop(key, None)
-        self.running.pop(key, None)
-        if task.state == "running":
-            self.running[key] = task
+        self.count[self.states[id(task)]] -= 1
+        self.lines.pop(id(task), None)
+        self.running.pop(id(task), None)
+        self.enter(task)
         if task.state == "done":
             self.seconds.append(task.seconds)
         if task.state not in ("waiting", "queued"):
@@ -128,9 +124,8 @@ class Board:
         if not self.seconds:
             return None
         running = self.count["running"]
-        to_go = (
-            self.to_come + self.count["waiting"] + self.count["queued"] + running / 2
-        )  # what runs is half-way, on average
+        half = running / 2  # what runs is half-way, on average
+        to_go = self.to_come + self.count["waiting"] + self.count["queued"] + half
         return to_go * sum(self.seconds) / len(self.seconds) / (self.slots or max(1, running))
 
     def _write_in_time(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from golf.config import Launch
-from golf.errors import BusyError, RunError
+from golf.errors import BusyError, RunError, StoppedError
 from golf.launcher import jobs
 from golf.launcher.executor import BAD_INPUT, Attempt, Ended, Executor, Task
 from golf.rundir import made_now
@@ -76,6 +76,13 @@ class Scheduler:
                 self.watcher.tick()
                 if not started:
                     self._pause()
+
+    def raise_if_stopped(self, what: str, again: str) -> None:
+        """Raise StoppedError where a signal ended it. what: which is run; again: the command that goes on with it."""
+        if self.left:
+            raise StoppedError(f"the launcher was told to go; what it started goes on, and {again} watches it again")
+        if self.heard:
+            raise StoppedError(f"the {what} was stopped; {again} goes on with it")
 
     def _pause(self) -> None:
         """Until it is time to look again, or a signal comes."""

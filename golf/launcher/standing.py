@@ -10,9 +10,8 @@ from typing import Any
 
 from golf.rundir import RunDir, illegal
 
-StateOf = Callable[
-    [RunDir, dict[str, Any]], str
-]  # the state of a run that has no result, from its folder and status.json
+# The state of a run that has no result, from its folder and status.json.
+StateOf = Callable[[RunDir, dict[str, Any]], str]
 TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually, the last score
 
 
@@ -85,18 +84,19 @@ def _last_logged(folder: RunDir) -> dict[str, Any]:
     return last
 
 
-def scores_on_the_way(folder: RunDir) -> list[tuple[int, float, float]]:
-    """(step, seconds of training, bits per byte) of every score logged on the way; NaN where a run diverged."""
+def logged(folder: RunDir, key: str) -> list[tuple[int, float, float]]:
+    """(step, seconds of training, value) of each step that was logged with a value of this key; NaN where a run
+    diverged."""
     try:
         lines = folder.metrics.read_bytes().splitlines()
     except OSError:
         return []
-    scores = []
+    values = []
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut, a step without a score
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut, a step without a value
             record = json.loads(line)
-            scores.append((int(record["step"]), float(record["train_seconds"]), float(record["val_bpb"])))
-    return scores
+            values.append((int(record["step"]), float(record["train_seconds"]), float(record[key])))
+    return values
 
 
 def _alive(pid: int) -> bool:

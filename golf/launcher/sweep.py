@@ -9,7 +9,7 @@ from pathlib import Path
 from golf import plan as plans
 from golf import rundir
 from golf.config import fingerprint
-from golf.errors import RunError, StoppedError
+from golf.errors import RunError
 from golf.launcher import jobs, tables
 from golf.launcher.board import Board
 from golf.launcher.cells import Cell, find, prepare
@@ -67,11 +67,7 @@ def launch(cells: Sequence[Cell], plan: Plan) -> list[Outcome]:
     print(_last_line(tasks))
     if other := _other_code(tasks):
         print(f"note: {other} of them made by other code (git commit or diff) than what stands here")
-    again = "the same command without rerun=true" if run.rerun else "the same command"
-    if scheduler.left:
-        raise StoppedError(f"the launcher was told to go; what it started goes on, and {again} watches it again")
-    if scheduler.heard:
-        raise StoppedError(f"the sweep was stopped; {again} goes on with it")
+    scheduler.raise_if_stopped("sweep", "the same command without rerun=true" if run.rerun else "the same command")
     return [_outcome(task) for task in tasks]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.errors import UserError
-from golf.launcher.standing import read_standing, standing_of
+from golf.launcher.standing import logged, read_standing, standing_of
 from golf.result import SCHEMA
 from golf.rundir import RunDir, read_json
 
@@ -219,11 +219,4 @@ def traces(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def curve(folder: Path, key: str) -> list[tuple[int, float, float]]:
     """(step, seconds of training, value) of each logged step with a finite value; a line cut by a kill is left out."""
-    points = []
-    with contextlib.suppress(OSError):
-        for line in RunDir(folder).metrics.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                point = (int(record["step"]), float(record["train_seconds"]), float(record[key]))
-                points += [point] if all(map(math.isfinite, point)) else []
-    return points
+    return [point for point in logged(RunDir(folder), key) if all(map(math.isfinite, point))]

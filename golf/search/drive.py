@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from golf.config import Run, fingerprint
-from golf.errors import RunError, StoppedError, UserError
+from golf.errors import RunError, UserError
 from golf.launcher import sweep, tables
 from golf.launcher.board import LOOK_SECONDS, UNDER_WAY, Board
 from golf.launcher.cells import Cell, find
 from golf.launcher.executor import Task
 from golf.launcher.grid import Plan, quoted
 from golf.launcher.scheduler import Scheduler
-from golf.launcher.standing import scores_on_the_way
+from golf.launcher.standing import logged
 from golf.rundir import attempts_in
 from golf.search import table
 from golf.search.book import JOURNAL, Book, Trial, mend
@@ -103,7 +103,7 @@ class Trials(Board):
 
     def _report(self, task: Task) -> float:
         """Enter the scores on the way; returns the share of the budget that was spent at the last of them."""
-        scores = scores_on_the_way(task.folder)
+        scores = logged(task.folder, "val_bpb")
         self.book.report(self.numbers[task.name], [(step, bpb) for step, _, bpb in scores])
         return spent_of(task.run, *scores[-1][:2]) if scores else 0.0
 
@@ -162,12 +162,7 @@ def launch(search: Search, plan: Plan, base: Sequence[str], label: str, compose:
             scheduler.run()
     table.show(table.lines_of(book, folder, run.eval.split), str(folder))
     tables.show_failures(trials.tasks)
-    if scheduler.left:
-        raise StoppedError(
-            "the launcher was told to go; what it started goes on, and the same command watches it again"
-        )
-    if scheduler.heard:
-        raise StoppedError("the search was stopped; the same command goes on with it")
+    scheduler.raise_if_stopped("search", "the same command")
     if scheduler.halted:
         raise RunError("launch.on_failure=stop ended the search early; the same command goes on with it")
     if (best := book.best()) is None:

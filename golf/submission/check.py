@@ -1,12 +1,11 @@
 """Is a record folder whole and true to itself? What a maintainer would send back, found beforehand."""
 
-import ast
 import importlib.util
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from golf.submission.folder import READABLE, REQUIREMENTS, SCRIPT, TOKENIZER
+from golf.submission.folder import READABLE, REQUIREMENTS, SCRIPT, TOKENIZER, modules_of
 from golf.submission.logs import last_line
 from golf.submission.record import FILE, SeedResult, Submission, read_submission
 
@@ -39,12 +38,11 @@ def _code(folder: Path, record: Submission) -> Iterator[str]:
     elif sha256(code).hexdigest() != record.code_sha256:
         yield f"{SCRIPT}: is not the file that {FILE} names (sha256)"
     try:
-        tree = ast.parse(code)
+        names = modules_of(code)
     except (SyntaxError, ValueError) as error:
         yield f"{SCRIPT}: is no Python: {error}"
         return
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    for name in sorted({name.split(".")[0] for name in names}):
+    for name in sorted(names):
         if importlib.util.find_spec(name) is None:
             yield f"{SCRIPT}: imports {name}, which is not installed here"
 

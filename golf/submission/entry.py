@@ -15,6 +15,7 @@ from golf.submission.pack import Packed, pack
 from golf.tokens.prepare import Prepared
 
 SHIPS = ("packed", "plain")
+packed = cache(pack)  # seconds each time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,9 +100,6 @@ def source_of(run: Run) -> str:
 def code_of(run: Run) -> Packed:
     """The run's code as it would be shipped."""
     return packed(source_of(run))
-
-
-packed = cache(pack)  # seconds each time
 
 
 def _of_sweep(paths: Sequence[Path], row: str | None) -> tuple[Row, list[int]]:

@@ -28,10 +28,9 @@ def switches_of(cls: Any, recipe: Recipe) -> Switches:
     itself. No code changes such a field later."""
     found = [config for _, config in configs(recipe) if isinstance(config, cls)]
     known = {}
-    for item in dataclasses.fields(cls):
-        values = {getattr(config, item.name) for config in found} if item.type in (bool, "bool") else set()
-        if item.type in (bool, "bool") and item.default is not dataclasses.MISSING:
-            values.add(item.default)
+    for item in [item for item in dataclasses.fields(cls) if item.type in (bool, "bool")]:
+        values: set[Any] = {getattr(config, item.name) for config in found}
+        values |= {item.default} - {dataclasses.MISSING}
         if len(values) == 1:
             known[item.name] = values.pop()
     return Switches(known)

@@ -15,7 +15,7 @@ from pathlib import Path
 from golf.errors import UserError
 from golf.reports.load import Started
 from golf.reports.stats import summarize
-from golf.rundir import environment, same_code, write_atomic
+from golf.rundir import environment, same_code
 from golf.submission.compare import Comparison
 from golf.submission.entry import Entry, Track
 from golf.submission.gate import LEAST_SEEDS, Reason, refusing
@@ -73,7 +73,7 @@ def write_folder(proposal: Proposal, into: Path) -> Path:
         (temporary / REQUIREMENTS).write_text(requirements(entry))
         if not entry.run.data.stock_tokenizer:
             shutil.copyfile(entry.prepared.tokenizer, temporary / TOKENIZER)
-        write_atomic(temporary / FILE, record.model_dump_json(indent=2) + "\n")
+        (temporary / FILE).write_text(record.model_dump_json(indent=2) + "\n")
         text = readme(entry, record, command_of(entry), overrides_of(entry.counted[0]), notes_of(entry))
         (temporary / "README.md").write_text(text)
         os.rename(temporary, target)
@@ -213,11 +213,18 @@ def notes_of(entry: Entry) -> list[str]:
 
 def requirements(entry: Entry) -> str:
     """The packages that the script imports, at the versions of this environment."""
-    trees = [ast.parse(entry.source), ast.parse(entry.script.decode("latin-1"))]
-    names = {alias.name.split(".")[0] for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Import)
-             for alias in n.names}  # fmt: skip
-    names |= {n.module.split(".")[0] for tree in trees for n in ast.walk(tree)
-              if isinstance(n, ast.ImportFrom) and n.module}  # fmt: skip
+    names = modules_of(entry.source) | modules_of(entry.script)
     homes = importlib.metadata.packages_distributions()
     packages = {homes[name][0] for name in names - set(sys.stdlib_module_names)}
     return "".join(f"{name}=={importlib.metadata.version(name).split('+')[0]}\n" for name in sorted(packages))
+
+
+def modules_of(script: str | bytes) -> set[str]:
+    """Top-level names of the modules that a script imports. SyntaxError or ValueError where it is no Python."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(script)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found

@@ -5,7 +5,7 @@ from typing import Any
 
 from golf.reports.load import Started
 from golf.rundir import RunDir
-from golf.submission.script import final_lines, size_lines, step_lines
+from golf.submission.script import last_lines, step_lines
 
 
 def log_name(seed: int) -> str:
@@ -22,27 +22,10 @@ def log_of(run: Started, code_bytes: int) -> str:
     ]
     for line in RunDir(run.folder).metrics.read_text().splitlines():
         lines += step_lines(json.loads(line), result["steps"])
-    lines += [f"model_params:{result['params']}", *size_lines(result["artifact_bytes"], code_bytes)]
-    for name, entry in result["evals"].items():
-        lines += final_lines(name, entry["val_loss"], entry["val_bpb"], entry["seconds"])
-    return "\n".join([*lines, "RESULT " + json.dumps(measured(result, code_bytes))]) + "\n"
-
-
-def measured(result: dict[str, Any], code_bytes: int) -> dict[str, Any]:
-    """What the script's last line says, of a golf run."""
-    evals = result["evals"]
-    return {
-        "seed": result["seed"],
-        "steps": result["steps"],
-        "train_seconds": result["train_seconds"],
-        "counted_seconds": result["counted_seconds"],
-        "eval_seconds": {name: entry["seconds"] for name, entry in evals.items()},
-        "val_bpb": {name: entry["val_bpb"] for name, entry in evals.items()},
-        "val_loss": {name: entry["val_loss"] for name, entry in evals.items()},
-        "artifact_bytes": result["artifact_bytes"],
-        "code_bytes": code_bytes,
-        "total_bytes": result["artifact_bytes"] + code_bytes,
-    }
+    facts = {key: result[key] for key in ("seed", "steps", "train_seconds", "counted_seconds", "artifact_bytes")}
+    scores = {name: (e["val_loss"], e["val_bpb"], e["seconds"]) for name, e in result["evals"].items()}
+    lines += [f"model_params:{result['params']}", *last_lines(facts | {"code_bytes": code_bytes}, scores)]
+    return "\n".join(lines) + "\n"
 
 
 def last_line(log: str) -> dict[str, Any] | None:

@@ -17,19 +17,19 @@ from golf.compose import CONF, compose_whole
 from golf.errors import UserError
 
 TABLE = Path(__file__).with_name("recipes.yaml")
-TRACKS = {1: ["track=h100x1"], 8: ["track=h100x8"]}
+BY_RANKS = {1: ["track=h100x1"], 8: ["track=h100x8"]}
 OFF = ("0", "", "false", "False")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class Translation:
     """overrides: golf's command line; unknown: variables that no rule takes, as they were given."""
 
     overrides: list[str]
     unknown: list[str]
 
 
-def from_environment(line: str, base: str | None = None) -> Recipe:
+def from_environment(line: str, base: str | None = None) -> Translation:
     """Translate a line. base: the experiment that the script is without any variable (None: by the script's name, else
     baseline_naive). Raises UserError for a value that can't be meant, or a rule that lacks another variable."""
     table = yaml.safe_load(TABLE.read_text())
@@ -44,7 +44,7 @@ def from_environment(line: str, base: str | None = None) -> Recipe:
         "NUM_HEADS": str(config.model.mixer.heads),
     }
     parts = {group: list(OmegaConf.select(config, place)) for group, place in table["places"].items()}
-    return Recipe(
+    return Translation(
         overrides=[*overrides, *_translated(given, scripts_own, parts, table)],
         unknown=[f"{name}={value}" for name, value in given.items() if name not in known | off],
     )
@@ -72,7 +72,7 @@ def _split(line: str) -> tuple[dict[str, str], list[str]]:
 def _track(words: list[str]) -> list[str]:
     counts = [match[1] for word in words if (match := re.fullmatch(r"--nproc[_-]per[_-]node=(\d+)", word))]
     nproc = int(counts[-1]) if counts else 8
-    return TRACKS.get(nproc, ["track=h100x8", f"launch.nproc={nproc}"])
+    return BY_RANKS.get(nproc, ["track=h100x8", f"launch.nproc={nproc}"])
 
 
 def _base(words: list[str], base: str | None, scripts: dict[str, str]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.errors import RunError, UserError
+from golf.launcher.jobs import torchrun_line
 from golf.submission.folder import REQUIREMENTS, SCRIPT, TOKENIZER
 from golf.submission.logs import last_line
 from golf.submission.record import Submission, read_submission
@@ -128,7 +129,7 @@ def make_environment(place: Path, requirements: Path, packages: str) -> Path:
 def _runner(nproc: int) -> list[str]:
     if nproc == 1:
         return []
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    return [*torchrun_line(nproc)[1:], "--standalone"]  # by another interpreter
 
 
 def _clean_environment(data: Path, place: Path, seed: int, threads: int | None) -> dict[str, str]:

@@ -72,9 +72,20 @@ def final_lines(name: str, loss: float, bpb: float, seconds: float) -> list[str]
     return [rounded, f"{label}_exact val_loss:{loss:.8f} val_bpb:{bpb:.8f}"]
 
 
-def size_lines(artifact_bytes: int, code_bytes: int) -> list[str]:
-    total = f"Total submission size: {artifact_bytes + code_bytes} bytes"
-    return [f"Serialized model quantized: {artifact_bytes} bytes", f"Code size: {code_bytes} bytes", total]
+def last_lines(facts: dict[str, Any], scores: dict[str, tuple[float, float, float]]) -> list[str]:
+    """Sizes and scores, then all of it as one line of JSON. facts: seed, steps, seconds, bytes of artifact and code;
+    scores: (loss, BPB, seconds) by each evaluator."""
+    artifact_bytes, code_bytes = facts["artifact_bytes"], facts["code_bytes"]
+    total_bytes = artifact_bytes + code_bytes
+    lines = [f"Serialized model quantized: {artifact_bytes} bytes", f"Code size: {code_bytes} bytes"]
+    lines.append(f"Total submission size: {total_bytes} bytes")
+    for name, score in scores.items():
+        lines += final_lines(name, *score)
+    by_name = {
+        key: {name: score[index] for name, score in scores.items()}
+        for index, key in enumerate(("val_loss", "val_bpb", "eval_seconds"))
+    }
+    return [*lines, "RESULT " + json.dumps({**facts, "total_bytes": total_bytes, **by_name})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,24 +153,17 @@ def export(run: Recipe, prepared: Prepared, path: Path, ranks: Ranks, ledger: Le
 
 
 def conclude(run: Recipe, scores: dict[str, Score], artifact_bytes: int, state: LoopState, ledger: Ledger) -> None:
-    """Size and scores as the challenge's script prints them, then all of it as one line of JSON."""
-    code_bytes = len(Path(__file__).read_bytes())
-    lines = size_lines(artifact_bytes, code_bytes)
-    for name, score in scores.items():
-        lines += final_lines(name, score.loss, score.bpb, score.seconds)
-    result = {
+    """Say what came of it."""
+    facts = {
         "seed": run.seed,
         "steps": state.step,
         "train_seconds": state.train_seconds,
         "counted_seconds": ledger.counted(),
-        "eval_seconds": {name: score.seconds for name, score in scores.items()},
-        "val_bpb": {name: score.bpb for name, score in scores.items()},
-        "val_loss": {name: score.loss for name, score in scores.items()},
         "artifact_bytes": artifact_bytes,
-        "code_bytes": code_bytes,
-        "total_bytes": artifact_bytes + code_bytes,
+        "code_bytes": len(Path(__file__).read_bytes()),
     }
-    print("\n".join([*lines, "RESULT " + json.dumps(result)]), flush=True)
+    found = {name: (score.loss, score.bpb, score.seconds) for name, score in scores.items()}
+    print("\n".join(last_lines(facts, found)), flush=True)
 
 
 def main() -> None:

@@ -12,17 +12,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-LARGEST_SEED = 2**31 - 1
-
 
 class GolfLauncher(Launcher):
     """conf/hydra/launcher/golf.yaml; what can be set is in conf/launch."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.config = hydra_context.config_loader, config
-        self.rows: dict[
-            tuple[str, ...], Any
-        ] = {}  # overrides but the seed -> their run; None where it hangs on the seed
+        # overrides but the seed -> their run; None where it hangs on the seed
+        self.rows: dict[tuple[str, ...], Any] = {}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from hydra_plugins.golf_sweeper import plan_of
@@ -54,6 +51,7 @@ class GolfLauncher(Launcher):
     def _run_of(self, overrides: list[str]) -> Any:
         """The typed run of a cell. Cells that differ in the seed alone are composed and typed once: it takes most."""
         from golf.compose import composing, run_of_whole
+        from golf.config import LARGEST_SEED
 
         with composing(overrides):
             seeds = [override for override in overrides if override.startswith("seed=")]
