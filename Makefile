@@ -10,7 +10,7 @@ SWEEP ?= smoke
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep report test test-gpu test-slurm slurm-packages lint typecheck bench clean
+.PHONY: help setup train sweep report test test-all test-gpu test-slurm slurm-packages lint typecheck bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ report: $(READY) ## what a sweep says, with statistics and plots (SWEEP=name, AR
 
 test: $(READY) ## the tests that need no GPU
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+test-all: $(READY) ## the same with every combination, every sweep file and many more examples (an hour)
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadgroup --wide $(ARGS)
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -10,9 +10,12 @@ os.environ["WANDB_MODE"] = "offline"
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
+from hypothesis import settings
 
 from golf.compose import compose
 from golf.config import Run
@@ -41,13 +44,49 @@ TOY = [
 ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--wide", action="store_true", help="every combination of parameters, and what is marked wide")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("golf", deadline=None, max_examples=100 if config.getoption("--wide") else 10)
+    settings.load_profile("golf")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With --dist=loadgroup the tests of a file stay on one process, which makes what they share once; where one file
-    tries many models, those of each model do."""
+    tries many models, those of each model do. Without --wide, of a test with several parameters stay as many cases as
+    show each value of each of them."""
+    if not config.getoption("--wide"):
+        kept = covering([item for item in items if item.get_closest_marker("wide") is None])
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         group = f"{item.path.stem} {parameters.get('chosen_model', '')}"
         item.add_marker(pytest.mark.xdist_group(group.strip()))
+
+
+def wide(*values: Any) -> ParameterSet:
+    """A case of a test that runs with --wide only."""
+    return pytest.param(*values, marks=pytest.mark.wide)
+
+
+def covering(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of every test the cases that between them show each value of each parameter: of a x b cases, max(a, b)."""
+    by_test: dict[str, list[tuple[pytest.Item, set[tuple[str, int]]]]] = {}
+    for item in items:
+        shown = set(item.callspec.indices.items()) if hasattr(item, "callspec") else set()
+        by_test.setdefault(item.nodeid.split("[")[0], []).append((item, shown))
+    kept = set()
+    for cases in by_test.values():
+        unseen = set().union(*(shown for _, shown in cases))
+        kept.add(cases[0][0]) if not unseen else None
+        while unseen:
+            item, shown = max(cases, key=lambda case: len(case[1] & unseen))
+            kept.add(item)
+            unseen -= shown
+    return kept
 
 
 def merged(base: list[str], extra: list[str]) -> list[str]:

@@ -8,10 +8,12 @@ import torch
 
 from golf.compose import CONF
 from golf.config import fingerprint, identity
-from tests.conftest import composed
+from tests.conftest import composed, wide
 from tests.models.test_every_model import moved
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+FULL = "h100x8"  # the track that the other tests here look at
+TRACKS = sorted(path.stem for path in (CONF / "track").glob("*.yaml"))
 
 PUBLISHED = {
     "baseline_naive": 17_059_912,
@@ -42,9 +44,17 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.parametrize("track", [FULL, *(wide(track) for track in TRACKS if track != FULL)])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_compose_on_every_track(track: str, experiment: str) -> None:
+    run = composed(f"track={track}", f"experiment={experiment}")
+    run.model.build_on_meta()
+    assert run.track == track
+
+
 @pytest.mark.parametrize("experiment, expected", PUBLISHED.items())
 def test_full_size_models_have_the_published_parameters(experiment: str, expected: int) -> None:
-    model = composed("track=h100x8", f"experiment={experiment}").model.build_on_meta()
+    model = composed(f"track={FULL}", f"experiment={experiment}").model.build_on_meta()
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
@@ -98,7 +108,7 @@ CHANGES = {
 @pytest.mark.parametrize("experiment, base_and_key", CHANGES.items())
 def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tuple[str, str]) -> None:
     base, key = base_and_key
-    one, other = (identity(composed("track=h100x8", f"experiment={name}"), "") for name in (base, experiment))
+    one, other = (identity(composed(f"track={FULL}", f"experiment={name}"), "") for name in (base, experiment))
     changed = list(differing(one, other))
     assert changed, "nothing"
     follows = {"cut"}  # how a batch is cut, which is named where it matters
@@ -119,7 +129,7 @@ def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, exp
 def test_no_two_experiments_are_one_run() -> None:
     runs: dict[str, set[str]] = {}
     for experiment in EXPERIMENTS:
-        run = composed("track=h100x8", f"experiment={experiment}")
+        run = composed(f"track={FULL}", f"experiment={experiment}")
         runs.setdefault(fingerprint(run, ""), set()).add(experiment)
     assert not [names for names in runs.values() if len(names) > 1]
 

@@ -1,7 +1,9 @@
 """A script made small: minified, compressed, and wrapped in a file that unpacks and runs itself."""
 
 import ast
+import itertools
 import lzma
+from collections import defaultdict
 from dataclasses import dataclass
 
 import brotli
@@ -17,6 +19,8 @@ LZMA_FILTERS = [
 ]
 USER = UserError.__name__
 KEEPS_ANNOTATIONS = ("custom_op", "register_fake")  # torch reads an operator's types from them
+SETUP_CONTEXT = ["ctx", "inputs", "output"]  # torch gives them by name
+PLAIN_DECORATORS = ("property", "staticmethod", "classmethod", "torch.no_grad()", "functools.cache", "contextmanager")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +46,69 @@ def pack(source: str) -> Packed:
 def minified(source: str) -> str:
     """The same program without comments, docstrings and annotations, its names of one or two letters.
 
-    Attributes keep their names, since artifacts and state_dicts hold them.
+    Attributes keep their names, since artifacts and state_dicts hold them, and so do parameters that are given by name.
     """
     tree = without_unread(_Bare().visit(ast.parse(source)))
+    mark_positional(tree)
+    renamed = ast.parse(_minify(tree, rename=True))
+    for function in _functions(renamed):
+        function.args.args = function.args.posonlyargs + function.args.args
+        function.args.posonlyargs = []
+    return _minify(renamed, rename=False)
+
+
+def _minify(tree: ast.Module, *, rename: bool) -> str:
     return python_minifier.minify(
         ast.unparse(ast.fix_missing_locations(tree)),
         remove_literal_statements=True,
         remove_annotations=False,
-        rename_locals=True,
-        rename_globals=True,
+        rename_locals=rename,
+        rename_globals=rename,
         hoist_literals=False,  # a compressor does better with what is repeated
         preserve_globals=["main"],
     )
+
+
+def mark_positional(tree: ast.Module) -> None:
+    """A `/` behind the first parameters that no call gives by name: the minifier may rename them at once, where it
+    would begin the function with `A=parameter`. Which calls a function's may be is told by its name; those of one that
+    is passed around, or that torch calls, may be any but those of other modules."""
+    calls = [part for part in ast.walk(tree) if isinstance(part, ast.Call)]
+    called = {id(call.func) for call in calls}
+    passed = {_name(part) for part in ast.walk(tree) if id(part) not in called} | {"forward"}
+    classes = {part.name for part in ast.walk(tree) if isinstance(part, ast.ClassDef)}
+    modules = {name.asname or name.name for part in tree.body if isinstance(part, ast.Import) for name in part.names}
+    given: dict[str | None, set[str | None]] = defaultdict(set)
+    for call in calls:
+        if _root(call.func) not in modules - {"functools"}:  # whose partial() gives on what it is given
+            given[_name(call.func)] |= {keyword.arg for keyword in call.keywords}
+    to_functions = set().union(*(names for name, names in given.items() if name not in classes))
+    to_any = set().union(*given.values())
+    for function in _functions(tree):
+        plain = all(ast.unparse(decorator) in PLAIN_DECORATORS for decorator in function.decorator_list)
+        registered = [argument.arg for argument in function.args.args] == SETUP_CONTEXT
+        if not plain or registered or None in given[function.name]:  # None: **
+            continue
+        names = to_functions if function.name in passed else given[function.name]
+        names = to_any if function.name.startswith("__") else names
+        arguments = function.args
+        own = list(itertools.takewhile(lambda argument, names=names: argument.arg not in names, arguments.args))  # type: ignore[misc]
+        arguments.posonlyargs, arguments.args = arguments.posonlyargs + own, arguments.args[len(own) :]
+
+
+def _name(node: ast.AST) -> str | None:
+    """What is called, or spoken of: a name, or an attribute of whatever."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+def _root(node: ast.AST) -> str | None:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return _name(node)
+
+
+def _functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [part for part in ast.walk(tree) if isinstance(part, ast.FunctionDef)]
 
 
 class _Bare(ast.NodeTransformer):

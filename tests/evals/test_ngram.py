@@ -69,12 +69,12 @@ class Kept(Resume):
     def __init__(self, rounds: int):
         self.rounds, self.state = rounds, None
 
-    def save(self, going: Pass, seconds: float) -> None:
+    def keep(self, going: Pass, seconds: float) -> None:
         if going.done == self.rounds:
             parts = going.book.state(), going.scorer.state()
             self.state = tuple({name: value.clone() for name, value in sorted(part.items())} for part in parts)
 
-    def load(self, going: Pass) -> float:
+    def take_up(self, going: Pass) -> float:
         if self.state is not None:
             going.done = self.rounds
             going.book.load(self.state[0])
@@ -102,9 +102,9 @@ def test_documents_under_way_are_not_kept_in_the_middle(around: str, model: LM, 
     saved: list[int] = []
 
     class Noted(Kept):
-        def save(self, going: Pass, seconds: float) -> None:
+        def keep(self, going: Pass, seconds: float) -> None:
             saved.append(going.done)
-            super().save(going, seconds)
+            super().keep(going, seconds)
 
     config.run(model, Book(stream, plain_counter(384), ALONE), BOS, resume=Noted(-1))
     rounds = config.rounds(stream, BOS, ALONE)

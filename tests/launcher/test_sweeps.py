@@ -13,11 +13,13 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from golf import report, train
-from golf.compose import CONF
+from golf.compose import CONF, compose_whole
+from golf.launcher.grid import key_of
 from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import read_standing
 from golf.rundir import RunDir
-from tests.conftest import toy_overrides
+from hydra_plugins.golf_sweeper import plan_of
+from tests.conftest import toy_overrides, wide
 from tests.launcher.test_failures import processes_in, wait_until
 
 ROOT = CONF.parent
@@ -42,11 +44,22 @@ def door(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Door:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_file_is_a_plan(name: str) -> None:
+    """Its rows can be read and choose what is there; with --wide all of them are composed."""
+    text = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()
+    assert text[0] == "# @package _global_" and text[1].startswith("# ")
+    plan = plan_of(compose_whole([f"+sweep={name}"]))
+    assert plan.purpose
+    for row, line in plan.rows.items():
+        chosen = [override.lstrip("+").split("=") for override in line if "." not in key_of(override)]
+        files = [CONF / group.split("@")[0] / f"{option}.yaml" for group, option in chosen]
+        assert all(file.exists() for file in files if file.parent.is_dir()), row
+
+
+@pytest.mark.parametrize("name", [name if name in ("smoke", "seeds3") else wide(name) for name in SWEEPS])
 def test_every_sweep_file_composes_and_lists_its_cells(name: str, door: Door, tmp_path: Path) -> None:
     code, shown = door(f"+sweep={name}", "launch.dry_run=true", f"outputs={tmp_path}", f"data_dir={tmp_path}")
     assert code == 0 and "to do" in shown and not list(tmp_path.iterdir()), "nothing is made"
-    text = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()
-    assert text[0] == "# @package _global_" and text[1].startswith("# ")
 
 
 def test_the_dry_run_shows_sizes_states_and_what_is_over_the_cap(door: Door, toy_folder: Path, tmp_path: Path) -> None:

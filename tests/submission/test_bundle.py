@@ -12,7 +12,7 @@ from golf.compose import CONF
 from golf.nodes import configs
 from golf.submission.bundle import bundle, recipe_of
 from golf.submission.pack import pack
-from tests.conftest import composed
+from tests.conftest import composed, wide
 from tests.submission.conftest import Trained
 
 QUANTISERS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
@@ -27,6 +27,7 @@ EXPERIMENTS = {
 }
 EVALS = ("plain", "ttt_sgd", "sliding", "ngram", "ttt_lora")
 CASES = list(zip(QUANTISERS, cycle(EXPERIMENTS), cycle(EVALS), strict=False))
+CASES = [*CASES[: len(EVALS)], *(wide(*case) for case in CASES[len(EVALS) :])]
 
 
 @pytest.mark.parametrize(("quant", "experiment", "evaluator"), CASES, ids=lambda value: value)
@@ -63,12 +64,12 @@ def test_a_script_imports_packages_and_nothing_of_golf(plain_text: str) -> None:
     ("override", "unused"),
     [
         ("average=ema_swa", {"EMAConfig", "SWAConfig"}),
-        ("qat=late", {"QATConfig", "Switch"}),
         ("model/output=[xsa]", {"XSAConfig"}),
-        ("model/features=[bigram]", {"BigramHashConfig"}),
         ("quant=int6_gptq", {"GPTQConfig"}),
-        ("eval=ttt_lora", {"LoRAScorerConfig", "DocumentsConfig"}),
-        ("late=distill", {"DistillConfig"}),
+        wide("qat=late", {"QATConfig", "Switch"}),
+        wide("model/features=[bigram]", {"BigramHashConfig"}),
+        wide("eval=ttt_lora", {"LoRAScorerConfig", "DocumentsConfig"}),
+        wide("late=distill", {"DistillConfig"}),
         ("codec=entropy", {"EntropyConfig"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -83,6 +84,7 @@ def test_no_part_is_there_that_the_recipe_does_not_name(plain_text: str) -> None
     """Of all config classes of golf those that this run is made of, and the classes that they derive from."""
     run = composed("track=laptop", "experiment=baseline_naive")
     used = {base.__name__ for _, config in configs(recipe_of(run)) for base in type(config).__mro__}
+    used |= {"FixedConfig", "ScorerConfig"}  # an evaluator without a scorer has the fixed one
     trees = [ast.parse(path.read_text()) for path in (CONF.parent / "golf").rglob("*.py")]
     every = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     parts = {name for name in every if name.endswith("Config")}

@@ -1,5 +1,6 @@
 """Packed files are the program that went in."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,36 @@ main(7)
 '''
 
 
+GIVEN = """import functools
+import torch
+
+class Whole:
+    def __init__(self, first, second, third=0):
+        self.sum = first + second + third
+    def plus(self, unnamed, named):
+        return self.sum + unnamed * named
+
+def direct(early, late):
+    return early - late
+
+def bound(held, free):
+    return held * 10 + free
+
+def handed(inner, outer):
+    return inner * 100 + outer
+
+def spread(left, right):
+    return left * 1000 + right
+
+def main(only):
+    of = handed
+    print(direct(5, late=only), functools.partial(bound, held=2)(free=3), of(outer=1, inner=2), max(3, 4, key=abs))
+    print(spread(**{"right": 1, "left": 2}), Whole(1, third=2, second=4).plus(3, named=5))
+
+main(1)
+"""
+
+
 def output(file: bytes, folder: Path) -> bytes:
     path = folder / "program.py"
     path.write_bytes(file)
@@ -60,6 +91,16 @@ def test_a_minified_program_does_the_same_and_says_less(tmp_path: Path) -> None:
     assert output(small.encode(), tmp_path) == output(source.encode(), tmp_path) != b""
     assert "Twice" not in small and "not below zero" not in small and "-> int" not in small
     assert "width" in small and "doubled" in small, "what artifacts and state_dicts may hold keeps its name"
+
+
+def test_parameters_that_are_given_by_name_keep_theirs(tmp_path: Path) -> None:
+    """By a call of the function, through partial(), through another name, by **, by its class; the others are short."""
+    source = GIVEN.replace("import torch\n", "")
+    small = minified(source)
+    assert output(small.encode(), tmp_path) == output(source.encode(), tmp_path) == b"4 23 201 4\n2001 22\n"
+    kept = {word for word in re.findall(r"[a-z]+", source) if re.search(rf"\b{word}\b", small)}
+    assert {"late", "held", "free", "inner", "outer", "left", "right", "second", "third", "named"} <= kept
+    assert not {"only", "early", "unnamed"} & kept and "/" not in small
 
 
 def test_the_smallest_wrapper_is_kept() -> None:
