@@ -1,8 +1,10 @@
 """A script made small: minified, compressed, and wrapped in a file that unpacks and runs itself."""
 
 import ast
+import io
 import itertools
 import lzma
+import tokenize
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -50,23 +52,27 @@ def minified(source: str) -> str:
     """
     tree = without_unread(_Bare().visit(ast.parse(source)))
     mark_positional(tree)
-    renamed = ast.parse(_minify(tree, rename=True))
-    for function in _functions(renamed):
-        function.args.args = function.args.posonlyargs + function.args.args
-        function.args.posonlyargs = []
-    return _minify(renamed, rename=False)
-
-
-def _minify(tree: ast.Module, *, rename: bool) -> str:
-    return python_minifier.minify(
+    small = python_minifier.minify(
         ast.unparse(ast.fix_missing_locations(tree)),
         remove_literal_statements=True,
         remove_annotations=False,
-        rename_locals=rename,
-        rename_globals=rename,
+        rename_locals=True,
+        rename_globals=True,
         hoist_literals=False,  # a compressor does better with what is repeated
         preserve_globals=["main"],
     )
+    return without_marks(small)
+
+
+def without_marks(source: str) -> str:
+    """Take the `/` out of every list of parameters."""
+    lines = source.splitlines(keepends=True)
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for comma, slash in reversed(list(itertools.pairwise(tokens))):
+        if (comma.string, slash.string) == (",", "/"):
+            row = slash.start[0] - 1
+            lines[row] = lines[row][: comma.start[1]] + lines[row][slash.end[1] :]
+    return "".join(lines)
 
 
 def mark_positional(tree: ast.Module) -> None:
