@@ -5,6 +5,7 @@ the result. This file and golf/compose.py are the only ones that know omegaconf;
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import re
 import types
@@ -295,8 +296,11 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
 
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(cls)
-    schema = OmegaConf.structured(cls)
-    for key in (item.name for item in dataclasses.fields(cls) if item.name in items):
+    schema, own = OmegaConf.structured(cls), inspect.get_annotations(cls)
+    # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
+    for key in sorted((item.name for item in dataclasses.fields(cls)), key=lambda name: name not in own):
+        if key not in items:
+            continue
         where, value = _join(path, key), items[key]
         inner, member = _slot(hints[key])
         value = typed(value, where, inner)

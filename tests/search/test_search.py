@@ -28,7 +28,8 @@ def command(folder: Path, outputs: Path) -> list[str]:
     return ["+sweep=tune_lr", *toy_overrides(folder, [*names, *steps]), *line, "seed=5"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.wide  # a minute; test_drive.py does all this with trials that only pretend
+@pytest.mark.timeout(1800)
 def test_a_killed_search_goes_on_prunes_and_confirms_its_best(
     toy_folder: Path,
     tmp_path: Path,
