@@ -92,8 +92,8 @@ class Reach:
         for name in definition.names:
             self.names.add(Name(definition.module.name, name))
         switches = self._switches(definition)
-        whole = copy.deepcopy if is_decided(definition.node, switches) else copy.copy  # copies of trees are slow
-        one = Live(definition, whole(definition.node), Edits(definition.module.lines))
+        node = parsed_anew(definition) if is_decided(definition.node, switches) else copy.copy(definition.node)
+        one = Live(definition, node, Edits(definition.module.lines))
         self.live[id(definition)] = one
         fold(one.node, self.recipe, switches, one.edits)
         if not isinstance(one.node, ast.ClassDef):
@@ -141,6 +141,14 @@ class Reach:
                     head = reads(found, node.decorator_list if isinstance(node, Method) else [node])
                     if all(r.target in self.names for r in head.references if isinstance(r.target, Name)):
                         self._wake(definition)
+
+
+def parsed_anew(definition: Definition) -> ast.stmt:
+    """A tree of one's own with the places of the first. Not by copy.deepcopy: all trees share one ast.Load, and once a
+    minifier has hung its notes on that, a copy of any tree is one of the minified script too."""
+    lines, node = definition.module.lines, definition.node
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    return ast.parse("\n" * (first - 1) + "".join(lines[first - 1 : node.end_lineno])).body[0]
 
 
 def place_of(cls: type) -> Name:
