@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import math
 import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a shared core cost more than they bring
 os.environ["WANDB_MODE"] = "offline"
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
     for item in items:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        group = f"{item.path.stem} {parameters.get('chosen_model', '')}"
+        group = f"{item.path.stem} {params_of(item).get('chosen_model', '')}"
         item.add_marker(pytest.mark.xdist_group(group.strip()))
 
 
@@ -73,20 +74,27 @@ def wide(*values: Any) -> ParameterSet:
 
 
 def covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of every test the cases that between them show each value of each parameter: of a x b cases, max(a, b)."""
-    by_test: dict[str, list[tuple[pytest.Item, set[tuple[str, int]]]]] = {}
+    """Of every test that tries all combinations of some lists, the cases that between them show each value: of a x b
+    cases max(a, b). All cases of the others."""
+    by_test: dict[str, list[pytest.Item]] = {}
     for item in items:
-        shown = set(item.callspec.indices.items()) if hasattr(item, "callspec") else set()
-        by_test.setdefault(item.nodeid.split("[")[0], []).append((item, shown))
+        by_test.setdefault(item.nodeid.split("[")[0], []).append(item)
     kept = set()
     for cases in by_test.values():
-        unseen = set().union(*(shown for _, shown in cases))
-        kept.add(cases[0][0]) if not unseen else None
+        shows = {item: {(name, id(value)) for name, value in params_of(item).items()} for item in cases}
+        unseen = set().union(*shows.values())
+        values = Counter(name for name, _ in unseen)
+        if len(values) < 2 or len(cases) < math.prod(values.values()):
+            kept |= set(cases)
+            continue
         while unseen:
-            item, shown = max(cases, key=lambda case: len(case[1] & unseen))
-            kept.add(item)
-            unseen -= shown
+            kept.add(item := max(cases, key=lambda case: len(shows[case] & unseen)))
+            unseen -= shows[item]
     return kept
+
+
+def params_of(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def merged(base: list[str], extra: list[str]) -> list[str]:

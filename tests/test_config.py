@@ -56,7 +56,10 @@ def test_every_yaml_of_a_group_composes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in YAMLS if p.name != "config.yaml"], ids=choice)
 def test_composed_nodes_hold_all_fields(path: Path) -> None:
-    for where, node in targets(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
+    own = OmegaConf.load(path)
+    bases = [path.with_stem(base) for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    whole = OmegaConf.merge(*(OmegaConf.load(base) for base in bases if base.exists()), own)
+    for where, node in targets(OmegaConf.to_container(whole, resolve=False)):
         fields = {field.name for field in dataclasses.fields(get_class(node["_target_"]))}
         slots = {"embed", "mixer", "mlp", "residual", "stack", "inner", "linear", "head", "weight_decay"}
         composed_elsewhere = slots | {"codec", "rounding", "calibration", "allocation", "scorer", "learner", "adapters"}

@@ -22,6 +22,7 @@ from golf.launcher.cells import Cell
 from golf.launcher.grid import Plan
 from golf.launcher.local import LocalAttempt
 from golf.launcher.slots import Slot
+from tests.conftest import wide
 
 FAKE = str(Path(__file__).with_name("fake_worker.py"))
 NO_PLAN = Plan(None, None, (), {})
@@ -42,6 +43,8 @@ MATRIX = {
     "rank_killed": ("rank 1 killed by SIGKILL", {"nproc": 2}),
     "rank_exits_7": ("rank 1 ended with exit code 7", {"nproc": 2}),
 }
+
+MORE = {"exit3", "sigkill", "garbage", "no_result", "foreign_result", "odd_metrics", "rank_exits_7"}  # of these kinds
 
 Sweep = Callable[..., list[sweep.Outcome]]
 
@@ -100,7 +103,7 @@ def starts(outputs: Path) -> list[str]:
     return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.mark.parametrize("label", MATRIX)
+@pytest.mark.parametrize("label", [wide(label) if label in MORE else label for label in MATRIX])
 def test_one_cell_fails_the_others_stand(label: str, go: Sweep, outputs: Path, capsys: pytest.CaptureFixture) -> None:
     message, settings = MATRIX[label]
     before = go("ok-a", label, "ok-b", **settings)
@@ -118,7 +121,7 @@ def test_one_cell_fails_the_others_stand(label: str, go: Sweep, outputs: Path, c
     assert set(starts(outputs)) == {label}, "only what was missing runs again"
 
 
-@pytest.mark.parametrize("moment", ["imports", "trains"])
+@pytest.mark.parametrize("moment", ["trains", wide("imports")])
 def test_torchrun_killed_leaves_no_rank(
     moment: str, toy: Callable[..., Run], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -346,6 +346,7 @@ def test_on_failure_stop_takes_what_waits_from_the_queue(go: Sweep, cluster: Pat
     assert (cluster / "scancel.txt").read_text() == "--quiet 101_1 101_2\n"
 
 
+@pytest.mark.wide
 def test_ranks_on_two_nodes_meet_and_train_as_one(toy: Callable[..., Run], cluster: Path, outputs: Path) -> None:
     """With real workers: srun starts a torchrun on each node, here both on this machine."""
     run = toy(f"outputs={outputs}", *TOY_SLURM, "launch.nproc=2", "launch.nodes=2", "budget.max_steps=4")
