@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from golf import train
 from golf.compose import CONF
-from tests.conftest import toy_overrides
+from tests.conftest import toy_overrides, wide
 
 ROOT = CONF.parent
 
@@ -99,6 +99,23 @@ WRONG = {
     "not an override": (["model"], "model"),
 }
 
+# Of a kind with another, or said by a function that has tests of its own.
+MORE = {
+    "unknown slot option",
+    "codec setting",
+    "a row that the command line makes another",
+    "a control that is no row",
+    "a row that is no overrides",
+    "seeds that are none",
+    "another sweeper",
+    "a row with several values",
+    "a row with blanks",
+    "one label for all rows",
+    "nothing to list",
+    "more tries than sense",
+    "another launcher's word",
+}
+
 
 @pytest.fixture
 def door(
@@ -118,7 +135,7 @@ def door(
     return run
 
 
-@pytest.mark.parametrize("overrides, message", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("overrides, message", [wide(*WRONG[k]) if k in MORE else WRONG[k] for k in WRONG], ids=WRONG)
 def test_bad_input_is_one_line_and_code_2(
     overrides: list[str], message: str, door: Callable[..., tuple[int, str]]
 ) -> None:
