@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("golf")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With --dist=loadgroup the tests of a file stay on one process, which makes what they share once; where one file
     tries many models, those of each model do. Without --wide, of a test with several parameters stay as many cases as

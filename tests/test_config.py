@@ -16,7 +16,7 @@ from golf.nodes import plain, without_nulls
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
 TRACKS = sorted(path.stem for path in (CONF / "track").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-ELSEWHERE = {"config.yaml", "experiment", "model", "sweep"}  # composed in the tests of models, experiments and sweeps
+ELSEWHERE = {"config.yaml", "experiment", "model", "sweep", "eval", "quant"}  # composed in the tests of these
 GROUPED = [path for path in YAMLS if path.relative_to(CONF).parts[0] not in ELSEWHERE]
 OWNED_BY_TRACKS = {"track", "cap_bytes", "scale", "budget", "compute", "launch", "data"}
 

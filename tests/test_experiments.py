@@ -8,7 +8,7 @@ import torch
 
 from golf.compose import CONF
 from golf.config import fingerprint, identity
-from tests.conftest import composed, wide
+from tests.conftest import composed
 from tests.models.test_every_model import moved
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -44,7 +44,8 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("track", [FULL, *(wide(track) for track in TRACKS if track != FULL)])
+@pytest.mark.wide  # on the tiny track each is trained, below
+@pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_compose_on_every_track(track: str, experiment: str) -> None:
     run = composed(f"track={track}", f"experiment={experiment}")
@@ -126,6 +127,7 @@ def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, exp
     assert counts[1] == pytest.approx(counts[0], rel=0.01)
 
 
+@pytest.mark.wide
 def test_no_two_experiments_are_one_run() -> None:
     runs: dict[str, set[str]] = {}
     for experiment in EXPERIMENTS:
