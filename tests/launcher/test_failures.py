@@ -44,7 +44,16 @@ MATRIX = {
     "rank_exits_7": ("rank 1 ended with exit code 7", {"nproc": 2}),
 }
 
-MORE = {"exit3", "sigkill", "garbage", "no_result", "foreign_result", "odd_metrics", "rank_exits_7"}  # of these kinds
+MORE = {
+    "exit3",
+    "sigkill",
+    "hang",
+    "garbage",
+    "no_result",
+    "foreign_result",
+    "odd_metrics",
+    "rank_exits_7",
+}  # of these kinds
 
 Sweep = Callable[..., list[sweep.Outcome]]
 
@@ -121,7 +130,8 @@ def test_one_cell_fails_the_others_stand(label: str, go: Sweep, outputs: Path, c
     assert set(starts(outputs)) == {label}, "only what was missing runs again"
 
 
-@pytest.mark.parametrize("moment", ["trains", wide("imports")])
+@pytest.mark.wide
+@pytest.mark.parametrize("moment", ["imports", "trains"])
 def test_torchrun_killed_leaves_no_rank(
     moment: str, toy: Callable[..., Run], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +272,7 @@ def test_a_terminal_that_is_gone_costs_no_run(go: Sweep, monkeypatch: pytest.Mon
     assert [outcome.val_bpb for outcome in go("ok-a", "ok-b")] == [2.001, 2.002]
 
 
+@pytest.mark.wide
 def test_bad_input_in_a_rank_is_not_tried_again(go: Sweep, outputs: Path) -> None:
     (one,) = go("bad_input", nproc=2, retries=2)
     assert one.error and len(starts(outputs)) <= 2, "two ranks, one attempt"

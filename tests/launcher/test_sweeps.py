@@ -52,8 +52,9 @@ def test_every_sweep_file_is_a_plan(name: str) -> None:
     assert plan.purpose
     for row, line in plan.rows.items():
         chosen = [override.lstrip("+").split("=") for override in line if "." not in key_of(override)]
-        files = [CONF / group.split("@")[0] / f"{option}.yaml" for group, option in chosen]
-        assert all(file.exists() for file in files if file.parent.is_dir()), row
+        for group, options in chosen:
+            files = [CONF / group.split("@")[0] / f"{option}.yaml" for option in options.strip("[]").split(",")]
+            assert all(file.exists() for file in files if file.parent.is_dir()), row
 
 
 @pytest.mark.parametrize("name", [name if name in ("smoke", "seeds3") else wide(name) for name in SWEEPS])

@@ -93,6 +93,7 @@ def test_tiles_have_the_gradients_of_the_whole(window: int | None) -> None:
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.wide  # minutes of a C++ compiler
 def test_compiled_tiles_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE", 5)
     torch.manual_seed(0)
