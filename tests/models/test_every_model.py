@@ -154,6 +154,7 @@ def test_every_parameter_is_claimed_once_by_optimizer_and_quantiser(run: Run) ->
     assert set(run.quant.assign(roles_of(kept))) == stored <= names
 
 
+@pytest.mark.wide  # a compiler for each
 def test_no_graph_breaks(run: Run) -> None:
     torch.compiler.reset()  # models of other tests count towards the limit of recompilations
     ids = ids_for(run)
