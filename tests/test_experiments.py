@@ -8,7 +8,7 @@ import torch
 
 from golf.compose import CONF
 from golf.config import fingerprint, identity
-from tests.conftest import composed
+from tests.conftest import composed, wide
 from tests.models.test_every_model import moved
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -117,7 +117,9 @@ def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tup
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "geglu", "relu2_gated", "star_relu_gated"])
-@pytest.mark.parametrize("track, expand", [("h100x8", 2.0), ("h100x8", 3.0), ("laptop", 3.0), ("tiny", 2.0)])
+@pytest.mark.parametrize(
+    "track, expand", [("h100x8", 3.0), wide("h100x8", 2.0), wide("laptop", 3.0), wide("tiny", 2.0)]
+)
 def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, expand: float) -> None:
     counts = []
     for part in ("relu2", mlp):
