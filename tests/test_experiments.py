@@ -116,6 +116,9 @@ def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tup
     assert all(name == key or name in follows or name.startswith(f"{key}.") for name in changed), changed
 
 
+GATED = [("h100x8", 2.0), ("laptop", 3.0), ("tiny", 2.0)]
+
+
 @pytest.mark.parametrize("mlp", ["swiglu", "geglu", "relu2_gated", "star_relu_gated"])
 @pytest.mark.parametrize(
     "track, expand", [("h100x8", 3.0), wide("h100x8", 2.0), wide("laptop", 3.0), wide("tiny", 2.0)]
