@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 SWEEP ?= smoke
 # One thread a test process: spinning threads on shared cores cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+# Tests of one file stay on one process, which makes what they share once (loadgroup: xdist 3.8 can't under pytest 9.2).
+TEST_DIST := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train sweep report test test-all test-gpu test-slurm slurm-packages lint typecheck bench clean
@@ -32,10 +34,10 @@ report: $(READY) ## what a sweep says, with statistics and plots (SWEEP=name, AR
 	$(BIN)/python golf/report.py outputs/$(SWEEP) $(ARGS)
 
 test: $(READY) ## the tests that need no GPU
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_DIST) $(ARGS)
 
 test-all: $(READY) ## the same with every combination, every sweep file and many more examples (an hour)
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadgroup --wide $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_DIST) --wide $(ARGS)
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

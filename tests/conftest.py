@@ -55,18 +55,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("golf")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --dist=loadgroup the tests of a file stay on one process, which makes what they share once; where one file
-    tries many models, those of each model do. Without --wide, of a test with several parameters stay as many cases as
-    show each value of each of them."""
+    """Without --wide, of a test with several parameters stay as many cases as show each value of each of them."""
     if not config.getoption("--wide"):
         kept = covering([item for item in items if item.get_closest_marker("wide") is None])
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
-    for item in items:
-        group = f"{item.path.stem} {params_of(item).get('chosen_model', '')}"
-        item.add_marker(pytest.mark.xdist_group(group.strip()))
 
 
 def wide(*values: Any) -> ParameterSet:
