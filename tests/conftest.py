@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a share
 os.environ["WANDB_MODE"] = "offline"
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.register_profile("golf", deadline=None, max_examples=100 if config.getoption("--wide") else 10)
+    settings.register_profile("golf", deadline=None, max_examples=150 if config.getoption("--wide") else 10)
     settings.load_profile("golf")
 
 
@@ -66,6 +66,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def wide(*values: Any) -> ParameterSet:
     """A case of a test that runs with --wide only."""
     return pytest.param(*values, marks=pytest.mark.wide)
+
+
+def quick(kept: Collection[Any], values: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: these values, those that are not kept with --wide only."""
+    return [value if value in kept else wide(value) for value in values]
 
 
 def covering(items: list[pytest.Item]) -> set[pytest.Item]:

@@ -50,10 +50,11 @@ def batch(run: Run, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("bits", [5, 6, 7, 8])
 @pytest.mark.parametrize("quant", QUANTS)
 def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: int, toy: Toy) -> None:
-    whole = toy(f"quant={quant}").quant.formats
+    chosen = toy(f"quant={quant}").quant
+    whole = chosen.formats
     if not integers(whole):
         with pytest.raises(UserError, match="this quantiser stores no integers"):
-            rounding_formats(toy().model.build_on_meta(), toy(f"quant={quant}").quant)
+            rounding_formats(toy().model.build_on_meta(), chosen)
         return
     changes = {"bits": bits, "half_below": "null"}
     run = toy(

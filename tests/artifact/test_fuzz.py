@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import wide
 
 
-@pytest.mark.parametrize("files", [24, wide(400)])
+@pytest.mark.parametrize("files", [50, wide(400)])
 def test_changed_artifacts_are_read_right_or_refused(files: int) -> None:
     """In a process of its own, whose memory is limited."""
     done = subprocess.run(

@@ -18,7 +18,7 @@ from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
 from golf.tokens.tokenizer import ByteCounter
 from golf.tokens.verify import decoded_bytes
-from tests.conftest import toy_overrides, wide
+from tests.conftest import quick, toy_overrides
 from tests.evals.test_scorers import LEARNERS
 
 
@@ -60,7 +60,7 @@ def findings(case: Case, prepared: Prepared, probes: Iterable[str] = PROBES) -> 
 FEW = ("fixed", "lora", "ngram, keys kept")
 
 
-@pytest.mark.parametrize("name", [name if name in FEW else wide(name) for name in LEARNERS])
+@pytest.mark.parametrize("name", quick(FEW, LEARNERS))
 def test_lawful_scorers_pass(name: str, lawful: tuple[Callable[[EvaluatorConfig], Case], Prepared]) -> None:
     case, prepared = lawful
     chosen = case(LEARNERS[name])

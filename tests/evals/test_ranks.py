@@ -13,7 +13,7 @@ from golf.compose import compose
 from golf.dist import ALONE, Ranks
 from golf.errors import RunError
 from golf.evals.book import Book
-from tests.conftest import toy_overrides, wide
+from tests.conftest import quick, toy_overrides
 from tests.evals.helpers import plain_counter, windows_of
 from tests.evals.test_scorers import BOS, LEARNERS, documents, lora, sgd
 from tests.ranks import on_ranks
@@ -60,7 +60,7 @@ def found(
     return task(ALONE), on_ranks(2, tmp_path_factory.mktemp("ranks") / "two", task)
 
 
-@pytest.mark.parametrize("name", [name if name in FEW else wide(name) for name in CASES])
+@pytest.mark.parametrize("name", quick(FEW, CASES))
 def test_two_ranks_score_as_one(name: str, found: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     alone, (first, second) = found
     assert first[name] == second[name] and first[name][1:] == alone[name][1:]

@@ -22,7 +22,7 @@ from golf.launcher.cells import Cell
 from golf.launcher.grid import Plan
 from golf.launcher.local import LocalAttempt
 from golf.launcher.slots import Slot
-from tests.conftest import wide
+from tests.conftest import quick
 
 FAKE = str(Path(__file__).with_name("fake_worker.py"))
 NO_PLAN = Plan(None, None, (), {})
@@ -44,6 +44,7 @@ MATRIX = {
     "rank_exits_7": ("rank 1 ended with exit code 7", {"nproc": 2}),
 }
 
+# Of a kind with another.
 MORE = {
     "exit3",
     "sigkill",
@@ -53,7 +54,7 @@ MORE = {
     "foreign_result",
     "odd_metrics",
     "rank_exits_7",
-}  # of these kinds
+}
 
 Sweep = Callable[..., list[sweep.Outcome]]
 
@@ -112,7 +113,7 @@ def starts(outputs: Path) -> list[str]:
     return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.mark.parametrize("label", [wide(label) if label in MORE else label for label in MATRIX])
+@pytest.mark.parametrize("label", quick(MATRIX.keys() - MORE, MATRIX))
 def test_one_cell_fails_the_others_stand(label: str, go: Sweep, outputs: Path, capsys: pytest.CaptureFixture) -> None:
     message, settings = MATRIX[label]
     before = go("ok-a", label, "ok-b", **settings)

@@ -19,7 +19,7 @@ from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import read_standing
 from golf.rundir import RunDir
 from hydra_plugins.golf_sweeper import plan_of
-from tests.conftest import toy_overrides, wide
+from tests.conftest import quick, toy_overrides
 from tests.launcher.test_failures import processes_in, wait_until
 
 ROOT = CONF.parent
@@ -57,7 +57,7 @@ def test_every_sweep_file_is_a_plan(name: str) -> None:
             assert all(file.exists() for file in files if file.parent.is_dir()), row
 
 
-@pytest.mark.parametrize("name", [name if name in ("smoke", "seeds3") else wide(name) for name in SWEEPS])
+@pytest.mark.parametrize("name", quick(("smoke", "seeds3"), SWEEPS))
 def test_every_sweep_file_composes_and_lists_its_cells(name: str, door: Door, tmp_path: Path) -> None:
     code, shown = door(f"+sweep={name}", "launch.dry_run=true", f"outputs={tmp_path}", f"data_dir={tmp_path}")
     assert code == 0 and "to do" in shown and not list(tmp_path.iterdir()), "nothing is made"

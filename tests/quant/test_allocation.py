@@ -21,7 +21,7 @@ from golf.quant.calibration import gradient_power
 from golf.quant.formats import IntConfig
 from golf.quant.rounding import PLAIN
 from golf.quant.steps import SDClipConfig
-from tests.conftest import wide
+from tests.conftest import quick
 from tests.quant.test_calibration import Given, ids, model_of, source
 
 Toy = Callable[..., Run]
@@ -99,7 +99,7 @@ def test_finer_steps_never_clip_more() -> None:
     assert errors == sorted(errors, reverse=True) and errors[1] < 0.3 * errors[0] and errors[-1] == errors[-2]
 
 
-@pytest.mark.parametrize("quant", [wide(quant) if quant in DIALLED[2:] else quant for quant in QUANTS])
+@pytest.mark.parametrize("quant", quick(set(QUANTS) - {*DIALLED[2:]}, QUANTS))
 def test_every_quantiser_fills_a_cap_or_says_why_not(quant: str, toy: Toy, tmp_path: Path) -> None:
     sizes = ["model.dim=128", "data.vocab_size=384"]
     try:

@@ -25,7 +25,7 @@ from golf.quant.formats import FloatConfig, FormatConfig, IntConfig, decode_one,
 from golf.quant.rounding import How, NearestConfig
 from golf.quant.steps import LeastErrorConfig, MaxAbsConfig, QuantileConfig, SDClipConfig, SearchConfig, StepConfig
 from golf.roles import roles_of
-from tests.conftest import wide
+from tests.conftest import quick
 
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 CODECS = sorted(path.stem for path in (CONF / "codec").glob("*.yaml"))
@@ -324,7 +324,7 @@ def test_damaged_files_are_refused(toy: Callable[..., Run], tmp_path: Path) -> N
         read_artifact(tmp_path / "absent.golf")
 
 
-@pytest.mark.parametrize("quant", [quant if quant in ("int6", "int8", "ternary") else wide(quant) for quant in QUANTS])
+@pytest.mark.parametrize("quant", quick(("int6", "int8", "ternary"), QUANTS))
 def test_predicted_bytes_are_near(quant: str, tmp_path: Path) -> None:
     """Gaussian weights at laptop size: the prediction that plans print is within a tenth of the file."""
     run = compose(["track=laptop", f"quant={quant}", "log=none"])
