@@ -297,10 +297,9 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(cls)
     schema, own = OmegaConf.structured(cls), inspect.get_annotations(cls)
+    present = [item.name for item in dataclasses.fields(cls) if item.name in items]
     # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
-    for key in sorted((item.name for item in dataclasses.fields(cls)), key=lambda name: name not in own):
-        if key not in items:
-            continue
+    for key in sorted(present, key=lambda name: name not in own):
         where, value = _join(path, key), items[key]
         inner, member = _slot(hints[key])
         value = typed(value, where, inner)

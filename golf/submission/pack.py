@@ -98,8 +98,13 @@ def mark_positional(tree: ast.Module) -> None:
         names = to_functions if function.name in passed else given[function.name]
         names = to_any if function.name.startswith("__") else names
         arguments = function.args
-        own = list(itertools.takewhile(lambda argument, names=names: argument.arg not in names, arguments.args))  # type: ignore[misc]
+        own = _before(arguments.args, names)
         arguments.posonlyargs, arguments.args = arguments.posonlyargs + own, arguments.args[len(own) :]
+
+
+def _before(arguments: list[ast.arg], names: set[str | None]) -> list[ast.arg]:
+    """Those before the first of these names."""
+    return list(itertools.takewhile(lambda argument: argument.arg not in names, arguments))
 
 
 def _name(node: ast.AST) -> str | None:
