@@ -19,9 +19,11 @@ help: ## what there is
 
 setup: $(READY) ## create .venv and install what golf needs
 
+# --no-compile: bytecode is made where a module is first imported, and most of what is installed never is.
+
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	@touch $@
 
 train: $(READY) ## train on the laptop track: real text, CPU, minutes (ARGS="seed=2 ..." for overrides)

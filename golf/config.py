@@ -295,18 +295,26 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
 
 
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
+    """An object of `cls`. omegaconf converts and checks its primitives alone: it would build each part once more at
+    every level above."""
     hints = typing.get_type_hints(cls)
     schema, own = OmegaConf.structured(cls), inspect.get_annotations(cls)
     present = [item.name for item in dataclasses.fields(cls) if item.name in items]
+    parts: dict[str, Any] = {}
     # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
     for key in sorted(present, key=lambda name: name not in own):
         where, value = _join(path, key), items[key]
         inner, member = _slot(hints[key])
         value = typed(value, where, inner)
+        if inner is not None and dataclasses.is_dataclass(value):
+            _check_kind(value, inner, where)
+            parts[key] = value
+            continue
         if member is not None and isinstance(value, dict):
             for name, part in value.items():
-                if not isinstance(part, member):
-                    raise UserError(f"{where}.{name}={_short(part)}: must be a {member.__name__}")
+                _check_kind(part, member, f"{where}.{name}")
+            parts[key] = value
+            continue
         if (hints[key] is bool) != isinstance(value, bool):  # omegaconf would turn one into the other
             raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
         try:
@@ -315,9 +323,15 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             reason = str(error).splitlines()[0]
             raise UserError(f"{where}={_short(value)}: {reason}; it takes {_type_name(hints[key])}") from None
     try:
-        return OmegaConf.to_object(schema)
+        primitives = OmegaConf.to_container(OmegaConf.masked_copy(schema, [key for key in present if key not in parts]))
+        return cls(**parts, **typing.cast(dict[str, Any], primitives))
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(_join(path, str(error).splitlines()[0])) from None
+
+
+def _check_kind(part: Any, cls: type, where: str) -> None:
+    if not isinstance(part, cls):
+        raise UserError(f"{where}={_short(part)}: must be a {cls.__name__}")
 
 
 def _config_class(target: Any, path: str) -> type:

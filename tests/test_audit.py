@@ -96,7 +96,8 @@ def test_choosing_is_done_on_other_text(run: Path) -> None:
     assert results_beside(run)["sliding-eval.split_tune"]["data"]["split"] == "tune"
 
 
-def test_a_sweep_of_scores_is_audited_row_by_row(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_sweep_of_scores_is_audited_row_by_row(make: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+    run = make("eval=sliding")
     evaluate.main(["-m", f"run={run}", "eval=plain,ngram"])
     folder = results_beside(run)["ngram"]["folder"]
     capsys.readouterr()

@@ -169,9 +169,7 @@ CRAFT = {  # the first kill is before things change, the second after
 }
 
 
-@pytest.mark.parametrize(
-    "craft", [CRAFT[k] if k in ("replay", "curriculum") else wide(CRAFT[k]) for k in CRAFT], ids=CRAFT
-)
+@pytest.mark.parametrize("craft", [CRAFT[k] if k == "replay" else wide(CRAFT[k]) for k in CRAFT], ids=CRAFT)
 def test_killed_and_resumed_is_bitwise_the_same(craft: list[str], job: Callable[..., Job]) -> None:
     """SIGKILL somewhere in the middle, twice; averages, momenta, the position in the data and all else come back."""
     settings = [
@@ -203,7 +201,7 @@ def test_killed_and_resumed_is_bitwise_the_same(craft: list[str], job: Callable[
     assert result["wall_seconds"] > result["train_seconds"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", wide("SIGUSR2")])
+@pytest.mark.parametrize("name", ["SIGTERM", wide("SIGINT"), wide("SIGUSR2")])
 def test_a_signal_saves_and_stops_and_the_next_start_goes_on(name: str, job: Callable[..., Job]) -> None:
     """Also where a cluster's scheduler and what passes its signals on send it twice."""
     one = job("budget.max_steps=3000", "log.every_steps=1")

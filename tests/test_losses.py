@@ -19,7 +19,7 @@ from golf.models import cross_entropy
 from golf.models.cross_entropy import softmax_loss, statistics
 from golf.models.lm import LM
 from golf.schedules import Tick
-from tests.conftest import composed
+from tests.conftest import composed, wide
 from tests.models.test_every_model import ids_for, moved
 from tests.test_loop import Job
 from tests.test_loop import job as job  # the fixture
@@ -293,7 +293,7 @@ def test_whole_logits_are_never_held(head: str, toy: Callable[..., Run], saved: 
     assert saved and sum(elements(logits)) < whole / 2
 
 
-@pytest.mark.parametrize("head, loss", [("tied", "cross_entropy"), ("tied_temperature", BOTH), ("mos", BOTH)])
+@pytest.mark.parametrize("head, loss", [wide("tied", "cross_entropy"), wide("tied_temperature", BOTH), ("mos", BOTH)])
 def test_compiled_it_is_the_same_and_keeps_no_logits(
     head: str, loss: str, toy: Callable[..., Run], saved: list[Tensor]
 ) -> None:
