@@ -15,13 +15,14 @@ from pathlib import Path
 from golf.errors import UserError
 from golf.reports.load import Started
 from golf.reports.stats import summarize
-from golf.rundir import environment, same_code
+from golf.rundir import RunDir, environment, same_code
 from golf.submission.compare import Comparison
 from golf.submission.entry import Entry, Track
 from golf.submission.gate import LEAST_SEEDS, Reason, refusing
 from golf.submission.logs import log_name, log_of
 from golf.submission.page import readme
 from golf.submission.record import FILE, Compared, Countings, SeedResult, Submission
+from golf.tokens.shards import file_sha256
 
 SCRIPT, READABLE, REQUIREMENTS, TOKENIZER = (
     "train_gpt.py",
@@ -158,6 +159,7 @@ def _seed_result(run: Started, code_bytes: int) -> SeedResult:
         train_time_s=result["counted_seconds"],
         eval_time_s=main["seconds"],
         artifact_bytes=result["artifact_bytes"],
+        artifact_sha256=file_sha256(RunDir(run.folder).artifact),
         bytes_total=result["artifact_bytes"] + code_bytes,
     )
 

@@ -35,6 +35,7 @@ class SeedResult(Strict):
     train_time_s: float | None = None
     eval_time_s: float | None = None
     artifact_bytes: int | None = None
+    artifact_sha256: Hash | None = None
     bytes_total: int | None = None
 
 

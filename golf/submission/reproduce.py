@@ -16,9 +16,11 @@ from typing import Any
 
 from golf.errors import RunError, UserError
 from golf.launcher.jobs import torchrun_line
+from golf.rundir import RunDir
 from golf.submission.folder import REQUIREMENTS, SCRIPT, TOKENIZER
 from golf.submission.logs import last_line
-from golf.submission.record import Submission, read_submission
+from golf.submission.record import SeedResult, Submission, read_submission
+from golf.tokens.shards import file_sha256
 
 PACKAGES = ("install", "here")
 OFFLINE = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "offline"]
@@ -26,26 +28,28 @@ OFFLINE = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repeated:
-    """A seed's published numbers and those of the repetition. said: the script's last line."""
+    """A seed's published result and the repetition's numbers. said: the script's last line."""
 
     seed: int
     val_bpb: float
-    published_bpb: float
     artifact_bytes: int
-    published_bytes: int
+    artifact_sha256: str
+    published: SeedResult
     std: float | None
     said: dict[str, Any]
 
     @property
     def same(self) -> bool:
-        return self.val_bpb == self.published_bpb and self.artifact_bytes == self.published_bytes
+        """The score to the last digit and the artifact to the last byte."""
+        return self.val_bpb == self.published.val_bpb and self.artifact_sha256 == self.published.artifact_sha256
 
     @property
     def near(self) -> bool:
         """Within three of the published deviations between seeds (one seed: 0.1 %), and the file within 0.5 %."""
-        reach = 3 * self.std if self.std else 0.001 * self.published_bpb
-        close = abs(self.val_bpb - self.published_bpb) <= reach
-        return close and abs(self.artifact_bytes - self.published_bytes) <= 0.005 * self.published_bytes
+        bpb, size = self.published.val_bpb, self.published.artifact_bytes
+        assert bpb is not None and size is not None
+        close = abs(self.val_bpb - bpb) <= (3 * self.std if self.std else 0.001 * bpb)
+        return close and abs(self.artifact_bytes - size) <= 0.005 * size
 
 
 def reproduce(folder: Path, data: Path, seed: int | None, packages: str, nproc: int, threads: int | None) -> Repeated:
@@ -73,18 +77,16 @@ def reproduce(folder: Path, data: Path, seed: int | None, packages: str, nproc: 
         if done.returncode or said is None:
             tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
             raise RunError(f"{folder.name}, seed {seed}: the script ended with {done.returncode}:\n{tail}")
-    return _compared(record, seed, said)
+        return _compared(record, seed, said, file_sha256(RunDir(place / "run").artifact))
 
 
-def _compared(record: Submission, seed: int, said: dict[str, Any]) -> Repeated:
-    published = record.seed_results[str(seed)]
-    assert published.val_bpb is not None and published.artifact_bytes is not None
+def _compared(record: Submission, seed: int, said: dict[str, Any], artifact_sha256: str) -> Repeated:
     return Repeated(
         seed=seed,
         val_bpb=said["val_bpb"][record.evaluator],
-        published_bpb=published.val_bpb,
         artifact_bytes=said["artifact_bytes"],
-        published_bytes=published.artifact_bytes,
+        artifact_sha256=artifact_sha256,
+        published=record.seed_results[str(seed)],
         std=record.val_bpb_std,
         said=said,
     )
@@ -154,17 +156,18 @@ def offline() -> list[str]:
 
 def told(found: Repeated) -> str:
     """In two lines."""
-    verdict = (
-        "the same to the last digit" if found.same else "as published, within the spread" if found.near else "OTHER"
-    )
+    verdict = "as published, within the spread" if found.near else "OTHER"
+    if found.same:
+        verdict = "the same to the last digit and byte"
     return json.dumps(
         {
             "seed": found.seed,
             "val_bpb": found.val_bpb,
             "artifact_bytes": found.artifact_bytes,
+            "artifact_sha256": found.artifact_sha256,
             "code_bytes": found.said.get("code_bytes"),
         }
     ) + (
         f"\nseed {found.seed}: {found.val_bpb:.6f} BPB, {found.artifact_bytes:,} bytes; published "
-        f"{found.published_bpb:.6f} and {found.published_bytes:,}: {verdict}"
+        f"{found.published.val_bpb:.6f} and {found.published.artifact_bytes:,}: {verdict}"
     )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def test_the_folder_is_whole(folder: Path, runs: list[Trained]) -> None:
     assert record.val_bpb == pytest.approx(sum(result["val_bpb"] for result in results) / 3)
     assert record.bytes_code == (folder / "train_gpt.py").stat().st_size == record.code_countings.shipped
     assert record.bytes_total == record.bytes_code + max(result["artifact_bytes"] for result in results)
+    hashes = [found.artifact_sha256 for found in record.seed_results.values()]
+    assert hashes == [sha256(one.folder.artifact.read_bytes()).hexdigest() for one in runs]
     assert record.seeds == [1, 2, 3] and record.forced == [] and all(record.compliance.values())
     assert record.comparison is not None and record.comparison.shown and record.deterministic
     text = (folder / "README.md").read_text()
@@ -185,17 +188,18 @@ def test_it_runs_again_in_a_new_environment_without_network(folder: Path, runs: 
     except Exception as error:
         pytest.skip(str(error))
     found = reproduce.reproduce(folder, runs[0].prepared.folder, 3, "here", 1, 1)
-    assert found.same and found.seed == 3 and "the same to the last digit" in reproduce.told(found)
+    assert found.same and found.seed == 3 and "the same to the last digit and byte" in reproduce.told(found)
 
 
 def test_a_repetition_far_off_says_so(folder: Path, runs: list[Trained]) -> None:
     record = read_submission(folder)
     score = record.seed_results["1"].val_bpb
     assert score is not None and record.val_bpb_std is not None
-    for shift, near in ((record.val_bpb_std, True), (4 * record.val_bpb_std, False)):
+    for shift, near in ((0.0, True), (record.val_bpb_std, True), (4 * record.val_bpb_std, False)):
         said = {"val_bpb": {"plain": score + shift}, "artifact_bytes": record.seed_results["1"].artifact_bytes}
-        found = reproduce._compared(record, 1, said)
-        assert found.near is near and not found.same and ("OTHER" in reproduce.told(found)) is not near
+        found = reproduce._compared(record, 1, said, "0" * 64)
+        assert found.near is near and ("OTHER" in reproduce.told(found)) is not near
+        assert not found.same, "the artifact is another, whatever its score"
 
 
 def test_an_archive_names_its_checksum_and_is_never_overwritten(
