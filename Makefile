@@ -11,6 +11,9 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 # Tests of one file stay on one process, which makes what they share once (loadgroup: xdist 3.8 can't under pytest 9.2).
 TEST_DIST := -n auto --dist loadfile
 
+# Bytecode is kept, whatever the environment says: else every process of the tests compiles golf and rewrites asserts anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train sweep report test test-all test-gpu test-slurm slurm-packages lint typecheck bench clean
 
@@ -19,11 +22,9 @@ help: ## what there is
 
 setup: $(READY) ## create .venv and install what golf needs
 
-# --no-compile: bytecode is made where a module is first imported, and most of what is installed never is.
-
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	@touch $@
 
 train: $(READY) ## train on the laptop track: real text, CPU, minutes (ARGS="seed=2 ..." for overrides)

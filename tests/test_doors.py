@@ -101,6 +101,12 @@ WRONG = {
 
 # Of a kind with another, or said by a function that has tests of its own.
 MORE = {
+    "wrong type",
+    "cap of zero",
+    "heads do not divide",
+    "a key twice",
+    "vocabulary out of reach",
+    "several values",
     "unknown slot option",
     "codec setting",
     "a row that the command line makes another",

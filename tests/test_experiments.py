@@ -106,6 +106,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("experiment, base_and_key", CHANGES.items())
 def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tuple[str, str]) -> None:
     base, key = base_and_key

@@ -1,6 +1,7 @@
 """Rounding seen by training: the exporter's own, alive under torch.compile, on when it should be."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,11 +57,8 @@ def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: in
         with pytest.raises(UserError, match="this quantiser stores no integers"):
             rounding_formats(toy().model.build_on_meta(), chosen)
         return
-    changes = {"bits": bits, "half_below": "null"}
-    run = toy(
-        f"quant={quant}",
-        *(f"quant.formats.{name}.{key}={changes[key]}" for name in grids(whole) for key in changes),
-    )
+    run = toy(f"quant={quant}")
+    run.quant.formats |= {name: replace(whole[name], bits=bits, half_below=None) for name in grids(whole)}
     model = moved(run)
     roles = model.stored_roles()
     weights = weights_of(model)

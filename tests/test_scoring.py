@@ -131,6 +131,7 @@ class CutOnRanks:
         return len(list((self.folder / "checkpoint").iterdir()))
 
 
+@pytest.mark.wide
 def test_what_two_ranks_began_one_begins_anew(
     scoring: Scoring, model: LM, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

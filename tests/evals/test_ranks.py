@@ -27,7 +27,7 @@ CASES = LEARNERS | {
 }
 
 
-FEW = ("fixed", "sgd", "ngram", "lora", "phased", "steps of odd sizes")
+FEW = ("fixed", "ngram", "lora", "steps of odd sizes")
 
 
 class Task:

@@ -21,6 +21,7 @@ from golf.launcher.slurm import executor, queue, script
 from golf.launcher.slurm.config import SlurmLaunch
 from golf.launcher.tables import standings
 from golf.rundir import RunDir
+from tests.conftest import wide
 from tests.launcher.test_failures import FAKE, NO_PLAN, Sweep, processes_in, starts, wait_until
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
@@ -234,13 +235,14 @@ def test_what_sbatch_refuses_is_told_in_its_words(go: Sweep, cluster: Path, outp
     assert len(submissions(cluster)) == 1 and "| failed |" in (outputs / "table" / "STATUS.md").read_text()
 
 
+@pytest.mark.wide
 def test_a_submission_whose_answer_was_lost_is_found_by_its_name(go: Sweep, cluster: Path, outputs: Path) -> None:
     (cluster / "mute").touch()
     assert [outcome.val_bpb for outcome in go("ok-a", "ok-b")] == [2.001, 2.002]
     assert len(submissions(cluster)) == 1 and len(starts(outputs)) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, wide(signal.SIGHUP)])
 def test_jobs_outlive_their_launcher_and_are_watched_again(
     number: signal.Signals, go: Sweep, cluster: Path, outputs: Path, toy: Callable[..., Run]
 ) -> None:
@@ -291,7 +293,7 @@ def test_a_queue_that_does_not_answer_for_a_while_ends_nothing(
 # ---------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("name", ["USR2", "TERM"])
+@pytest.mark.parametrize("name", ["USR2", wide("TERM")])
 def test_a_preempted_job_saves_and_is_queued_again(name: str, go: Sweep, cluster: Path, outputs: Path) -> None:
     preempt = ["scancel", f"--signal={name}", "--batch", "101_0"]
     sender = when(lambda: ready(outputs), lambda: subprocess.run(preempt, check=True))
@@ -301,6 +303,7 @@ def test_a_preempted_job_saves_and_is_queued_again(name: str, go: Sweep, cluster
     assert restarts == [1, 0] and starts(outputs).count("patient") == 2 and len(submissions(cluster)) == 1
 
 
+@pytest.mark.wide
 def test_the_last_of_an_array_is_queued_again_alone(go: Sweep, cluster: Path, outputs: Path) -> None:
     """Its number is the array's, which to SLURM means all of it."""
     preempt = ["scancel", "--signal=USR2", "--batch", "101_1"]
@@ -337,6 +340,7 @@ def test_ctrl_c_has_runs_save_and_takes_the_rest_from_the_queue(go: Sweep, clust
     assert [outcome.val_bpb for outcome in go("patient", "ok-b")] == [2.001, 2.002]
 
 
+@pytest.mark.wide
 def test_on_failure_stop_takes_what_waits_from_the_queue(go: Sweep, cluster: Path, outputs: Path) -> None:
     keeper = when(lambda: starts(outputs), (cluster / "held").touch)
     outcomes = go("exit3", "ok-b", "ok-c", on_failure="stop", slots=1)

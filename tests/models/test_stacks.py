@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
 
 from golf.compose import compose
 from golf.config import Run
@@ -223,6 +222,8 @@ def test_a_loop_may_not_cross_into_the_lanes() -> None:
 
 def test_compiled_stages_are_the_ones_that_train(toy: Callable[..., Run]) -> None:
     """After the warm-up no step compiles again, whatever layout the loader's batch has."""
+    from torch._dynamo.testing import CompileCounter  # takes as long as torch, and the rest of the tests do without
+
     run = toy("model/stack=recurrence_progressive", "model.layers=4", "batch.max_microbatch_sequences=2")
     model, count = built(run), CompileCounter()
     torch.compiler.reset()
