@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 # Tests of one file stay on one process, which makes what they share once (loadgroup: xdist 3.8 can't under pytest 9.2).
 TEST_DIST := -n auto --dist loadfile
 
-# Bytecode is kept, whatever the environment says: else every process of the tests compiles golf and rewrites asserts anew.
+# Bytecode is kept, whatever the environment says: else each process compiles golf anew, and tests rewrite their asserts.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
@@ -70,3 +70,4 @@ bench: $(READY) ## tokens per second of training step and loaders, makespan of t
 
 clean: ## remove the virtual environment and caches; data/ and outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+	find golf hydra_plugins tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

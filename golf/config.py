@@ -304,6 +304,8 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
     for key in sorted(present, key=lambda name: name not in own):
         where, value = _join(path, key), items[key]
+        if value == "???":
+            raise UserError(f"{where}=???: is not set; give a value, or choose an option of its group")
         inner, member = _slot(hints[key])
         value = typed(value, where, inner)
         if inner is not None and dataclasses.is_dataclass(value):
@@ -312,6 +314,8 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             continue
         if member is not None and isinstance(value, dict):
             for name, part in value.items():
+                if not isinstance(name, str):
+                    raise UserError(f"{where}.{name}={_short(part)}: a name is text; put it in quotes")
                 _check_kind(part, member, f"{where}.{name}")
             parts[key] = value
             continue
@@ -323,15 +327,16 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             reason = str(error).splitlines()[0]
             raise UserError(f"{where}={_short(value)}: {reason}; it takes {_type_name(hints[key])}") from None
     try:
-        primitives = OmegaConf.to_container(OmegaConf.masked_copy(schema, [key for key in present if key not in parts]))
+        converted = OmegaConf.masked_copy(schema, [key for key in present if key not in parts])
+        primitives = OmegaConf.to_container(converted, resolve=True)
         return cls(**parts, **typing.cast(dict[str, Any], primitives))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(_join(path, str(error).splitlines()[0])) from None
 
 
 def _check_kind(part: Any, cls: type, where: str) -> None:
     if not isinstance(part, cls):
-        raise UserError(f"{where}={_short(part)}: must be a {cls.__name__}")
+        raise UserError(f"{where}={_short(part)}: must be a {cls.__name__}; name one as its _target_")
 
 
 def _config_class(target: Any, path: str) -> type:

@@ -1,9 +1,11 @@
 """Every YAML composes, holds all fields of its dataclass, and says what it is; wrong ones are refused with a key."""
 
+import copy
 import dataclasses
 import re
 from itertools import groupby, zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.utils import get_class
@@ -32,10 +34,17 @@ ELSEWHERE = {".", "experiment", "sweep", "eval", "eval/scorer", "quant"}
 GROUPED = [
     path for path in YAMLS if str(path.parent.relative_to(CONF)) not in ELSEWHERE and choice(path) not in FIRST.values()
 ]
-ONE_OF_EACH_GROUP = [
-    [path for path in row if path is not None]
-    for row in zip_longest(*(list(paths) for _, paths in groupby(GROUPED, lambda path: path.parent)))
-]
+
+
+def one_of_each_group(paths: list[Path]) -> list[list[Path]]:
+    """Lines that between them show all of these YAMLs, each line one of every group that is left."""
+    groups = groupby(sorted(paths, key=lambda path: path.parent), lambda path: path.parent)
+    return [[path for path in row if path is not None] for row in zip_longest(*(list(group) for _, group in groups))]
+
+
+# A model chooses parts and a track its text: neither stands in one line with a choice that would take its own away.
+PARTS = [path for path in GROUPED if path.parent.parent != CONF or path.parent.name == "track"]
+LINES = [*one_of_each_group([path for path in GROUPED if path not in PARTS]), *one_of_each_group(PARTS)]
 
 
 def chosen(path: Path) -> list[str]:
@@ -58,7 +67,12 @@ def test_every_yaml_begins_with_a_comment(path: Path) -> None:
     assert lines[0].startswith("# ") and lines[0].endswith((".", ")")), "the first line says what it is"
 
 
-@pytest.mark.parametrize("paths", ONE_OF_EACH_GROUP, ids=lambda paths: choice(paths[0]))
+def test_every_yaml_is_in_a_line_and_no_group_is_twice() -> None:
+    assert sorted(path for line in LINES for path in line) == GROUPED
+    assert all(len({path.parent for path in line}) == len(line) for line in LINES)
+
+
+@pytest.mark.parametrize("paths", LINES, ids=lambda paths: choice(paths[0]))
 def test_every_yaml_composes(paths: list[Path]) -> None:
     """One of each group in one line, which is quick; where they do not go together, each in a line of its own."""
     try:
@@ -161,15 +175,18 @@ def test_wrong_values_name_key_value_and_fix(overrides: list[str], message: str)
 def test_wrong_kind_in_a_slot() -> None:
     node = plain(compose())
     for path, part, word in (
-        (("model", "mixer"), node["schedule"], "model.mixer"),
-        (("optimizer", "groups", "matrices"), node["schedule"], "optimizer.groups.matrices"),
+        (("model", "mixer"), node["schedule"], "model.mixer=Warmdown: must be a MixerConfig; name one"),
+        (("optimizer", "groups", "matrices"), node["schedule"], "optimizer.groups.matrices=Warmdown: must be a"),
+        (("optimizer", "groups", 1), node["optimizer"]["groups"]["matrices"], ": a name is text"),
+        (("model", "mixer", "rope"), "???", "model.mixer.rope=???: is not set; give a value"),
+        (("cap_bytes",), "???", "cap_bytes=???: is not set; give a value"),
         (("quant", "codec"), node["average"], "quant.codec"),
         (("schedule",), {"_target_": "golf.nowhere.X"}, "schedule._target_=golf.nowhere.X"),
         (("schedule",), {"_target_": "collections.OrderedDict"}, "schedule._target_=collections.OrderedDict"),
         (("model", "mlp"), {"expand": 2.0}, "model.mlp: names no _target_"),
     ):
-        broken = plain(compose())
-        inner = broken
+        broken = copy.deepcopy(node)
+        inner: Any = broken
         for key in path[:-1]:
             inner = inner[key]
         inner[path[-1]] = part

@@ -103,10 +103,8 @@ WRONG = {
 MORE = {
     "wrong type",
     "cap of zero",
-    "heads do not divide",
     "a key twice",
     "vocabulary out of reach",
-    "several values",
     "unknown slot option",
     "codec setting",
     "a row that the command line makes another",

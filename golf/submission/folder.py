@@ -148,6 +148,9 @@ def _seed_result(run: Started, code_bytes: int) -> SeedResult:
     if result is None:
         return SeedResult(state=run.state, config_hash=run.config_hash, log=None)
     main = result["evals"][result["eval_main"]]
+    artifact = RunDir(run.folder).artifact
+    if not artifact.exists() or artifact.stat().st_size != result["artifact_bytes"]:
+        raise UserError(f"run={run.folder}: its {artifact.name} is not the one that was scored; run it again")
     return SeedResult(
         state=run.state,
         config_hash=run.config_hash,
@@ -159,7 +162,7 @@ def _seed_result(run: Started, code_bytes: int) -> SeedResult:
         train_time_s=result["counted_seconds"],
         eval_time_s=main["seconds"],
         artifact_bytes=result["artifact_bytes"],
-        artifact_sha256=file_sha256(RunDir(run.folder).artifact),
+        artifact_sha256=file_sha256(artifact),
         bytes_total=result["artifact_bytes"] + code_bytes,
     )
 

@@ -47,7 +47,7 @@ class Repeated:
     def near(self) -> bool:
         """Within three of the published deviations between seeds (one seed: 0.1 %), and the file within 0.5 %."""
         bpb, size = self.published.val_bpb, self.published.artifact_bytes
-        assert bpb is not None and size is not None
+        assert bpb is not None and size is not None, "looked at before the run"
         close = abs(self.val_bpb - bpb) <= (3 * self.std if self.std else 0.001 * bpb)
         return close and abs(self.artifact_bytes - size) <= 0.005 * size
 
@@ -62,6 +62,9 @@ def reproduce(folder: Path, data: Path, seed: int | None, packages: str, nproc: 
     seed = record.seeds[0] if seed is None else seed
     if seed not in record.seeds:
         raise UserError(f"seed={seed}: {folder} has {', '.join(map(str, record.seeds))}")
+    published = record.seed_results.get(str(seed))
+    if published is None or published.val_bpb is None or published.artifact_bytes is None:
+        raise UserError(f"seed={seed}: {folder} has no result of it to compare with")
     if packages not in PACKAGES:
         raise UserError(f"packages={packages}: {' or '.join(PACKAGES)}")
     if not any(data.glob("*.bin")):
@@ -159,6 +162,8 @@ def told(found: Repeated) -> str:
     verdict = "as published, within the spread" if found.near else "OTHER"
     if found.same:
         verdict = "the same to the last digit and byte"
+    elif found.published.artifact_sha256 is None:
+        verdict += " (no artifact_sha256 is published, so bytes were not compared)"
     return json.dumps(
         {
             "seed": found.seed,

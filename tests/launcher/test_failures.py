@@ -46,7 +46,6 @@ MATRIX = {
 
 # Of a kind with another.
 MORE = {
-    "raise",
     "exit3",
     "disk_full",
     "sigkill",

@@ -11,11 +11,13 @@ import pytest
 
 from golf import submit
 from golf.auditing import settle
+from golf.errors import UserError
 from golf.requantise import open_source
 from golf.rundir import write_json
 from golf.submission import reproduce
 from golf.submission.check import faults
 from golf.submission.entry import gather
+from golf.submission.folder import _seed_result
 from golf.submission.logs import last_line
 from golf.submission.record import read_submission
 from tests.submission.conftest import Trained
@@ -200,6 +202,21 @@ def test_a_repetition_far_off_says_so(folder: Path, runs: list[Trained]) -> None
         found = reproduce._compared(record, 1, said, "0" * 64)
         assert found.near is near and ("OTHER" in reproduce.told(found)) is not near
         assert not found.same, "the artifact is another, whatever its score"
+    exact = {"val_bpb": {"plain": score}, "artifact_bytes": record.seed_results["1"].artifact_bytes}
+    found = reproduce._compared(record, 1, exact, str(record.seed_results["1"].artifact_sha256))
+    assert found.same and "last digit and byte" in reproduce.told(found)
+    record.seed_results["1"].artifact_sha256 = None
+    found = reproduce._compared(record, 1, exact, "0" * 64)
+    assert not found.same and "bytes were not compared" in reproduce.told(found)
+
+
+def test_an_artifact_other_than_the_scored_is_refused(runs: list[Trained], monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = gather([runs[0].folder.path.parent], "mine", None, "packed")
+    one = entry.counted[0]
+    assert one.result is not None
+    monkeypatch.setitem(one.result, "artifact_bytes", one.result["artifact_bytes"] + 1)
+    with pytest.raises(UserError, match=r"run=.*artifact\.golf is not the one that was scored"):
+        _seed_result(one, 0)
 
 
 def test_an_archive_names_its_checksum_and_is_never_overwritten(
