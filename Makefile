@@ -51,7 +51,7 @@ test-slurm: $(READY) ## sweeps on a real SLURM of one node, started for them (ro
 
 slurm-packages:
 	@(command -v munged && command -v slurmctld && command -v sbatch) >/dev/null || \
-	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	{ timeout 300 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq --no-install-recommends \
 	  slurm-wlm slurmctld slurmd slurm-client munge >/dev/null; }
 
 lint: $(READY) ## ruff

@@ -20,7 +20,7 @@ from golf.reports.load import traces
 from golf.requantise import open_source
 from golf.scoring import Scoring
 from golf.submission.entry import code_of
-from tests.conftest import toy_overrides
+from tests.conftest import toy_overrides, wide
 from tests.test_loop import Job
 
 SHORT = ["scale.seq=0.03125"]
@@ -173,6 +173,7 @@ def test_a_few_documents_may_stand_in_both_texts(run: Path, monkeypatch: pytest.
         assert auditing.overlap(source.prepared, "val").verdict == verdict
 
 
+@pytest.mark.wide
 def test_marks_are_made_anew_for_another_evaluator(make: Callable[..., Path]) -> None:
     """What the configuration breaks is known of the new one; of the audit only what it found of training goes on."""
     run = make("loader.split=tune")
@@ -230,7 +231,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, ca
     assert message.replace("FOLDER", str(run.parent)) in captured.err and len(captured.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("choice", ["ttt_sgd", "ngram", "mixture", "ttt_lora", "phased"])
+@pytest.mark.parametrize("choice", ["ttt_sgd", "ngram", wide("mixture"), wide("ttt_lora"), wide("phased")])
 def test_a_score_that_was_cut_off_goes_on(
     choice: str, run: Path, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,7 +177,7 @@ def test_a_missing_tracker_names_the_way_out(
 
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     line = [sys.executable, str(ROOT / "golf" / "train.py"), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=cwd)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
 def test_as_a_command(toy_folder: Path, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_experiments_compose_on_every_track(track: str, experiment: str) -> None
     assert run.track == track
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("experiment, expected", PUBLISHED.items())
 def test_full_size_models_have_the_published_parameters(experiment: str, expected: int) -> None:
     model = composed(f"track={FULL}", f"experiment={experiment}").model.build_on_meta()

@@ -70,7 +70,7 @@ class Job:
     def go(self, code: int = 0) -> str:
         """Run to the end; returns what it printed."""
         worker = self.start()
-        out, err = worker.communicate(timeout=200)
+        out, err = worker.communicate(timeout=600)
         assert worker.returncode == code, out + err
         return out + err
 
@@ -210,7 +210,7 @@ def test_a_signal_saves_and_stops_and_the_next_start_goes_on(name: str, job: Cal
     for _ in range(1 if name == "SIGINT" else 3):
         worker.send_signal(signal.Signals[name])
         time.sleep(0.02)
-    _, err = worker.communicate(timeout=60)
+    _, err = worker.communicate(timeout=600)
     assert worker.returncode == 130 and f"stopped by {name}" in err and "Traceback" not in err
     assert json.loads(one.folder.status.read_text())["state"] == "stopped"
     _, meta = load_tensors(one.folder.checkpoint)
@@ -245,7 +245,7 @@ def test_two_ranks_stop_cleanly_as_a_command(toy_folder: Path, tmp_path: Path) -
     while door.poll() is None and not any('"step": 5,' in m.read_text() for m in tmp_path.rglob("metrics.jsonl")):
         time.sleep(0.05)
     door.send_signal(signal.SIGTERM)
-    _, err = door.communicate(timeout=60)
+    _, err = door.communicate(timeout=600)
     assert door.returncode == 130 and len(err.splitlines()) == 1 and "stopped by SIGTERM" in err, err
     with pytest.raises(ProcessLookupError):
         os.killpg(door.pid, 0)

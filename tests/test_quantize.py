@@ -59,6 +59,7 @@ def test_another_quantiser_is_the_run_that_would_have_trained_with_it(made: Path
     assert (found["folder"] / "result.json").stat().st_mtime_ns == before, "a finished cell is not made again"
 
 
+@pytest.mark.wide
 def test_a_grid_has_a_line_for_each_cell(made: Path, capsys: pytest.CaptureFixture) -> None:
     assert quantize.main(["-m", f"run={made}", "quant=fp16,int6", "codec=zlib,brotli"]) == 0
     printed = capsys.readouterr().out

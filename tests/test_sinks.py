@@ -220,7 +220,7 @@ def inspect(folder: Path, *options: str) -> str:
     """What wandb's own reader prints of the offline run in a folder."""
     (run,) = (folder / "wandb").glob("offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(run)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 def real(folder: Path, *, online: bool = False) -> Sink:
@@ -309,7 +309,7 @@ def test_wandb_in_real_trouble_hurts_nothing(trouble: str, told: int, artifact: 
         preexec_fn=tiny_files if trouble == "disk" else None,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=600,
     )
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()

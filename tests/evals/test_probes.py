@@ -57,7 +57,7 @@ def findings(case: Case, prepared: Prepared, probes: Iterable[str] = PROBES) -> 
         return {name: PROBES[name](case).verdict for name in probes}
 
 
-FEW = ("fixed", "lora", "ngram, keys kept")
+FEW = ("fixed", "ngram, keys kept")
 
 
 @pytest.mark.parametrize("name", quick(FEW, LEARNERS))

@@ -111,7 +111,7 @@ def _free_ports() -> list[int]:
 
 
 def _wait_until_idle(place: Path) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     said = ""
     while time.monotonic() < until:
         done = subprocess.run(["sinfo", "--noheader", "--format=%T"], capture_output=True, text=True)

@@ -91,6 +91,7 @@ def predicted(model: LM) -> int:
     return run.quant.predict_bytes({name: shapes[name] for name in roles}, roles, run.chosen_codec)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("form", SIZES)
 def test_sizes_at_full_size(form: str) -> None:
     model, dense = full_size(form), full_size("dense")

@@ -128,6 +128,7 @@ def test_one_layer_of_full_rank_equals_a_dense_matrix(toy: Callable[..., Run]) -
         assert torch.allclose(low.log_probs(ids), base.log_probs(ids), atol=2e-4)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "overrides, expected",
     [

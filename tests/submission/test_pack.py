@@ -68,7 +68,7 @@ main(1)
 def output(file: bytes, folder: Path) -> bytes:
     path = folder / "program.py"
     path.write_bytes(file)
-    return subprocess.run([sys.executable, str(path)], capture_output=True, check=True, timeout=120).stdout
+    return subprocess.run([sys.executable, str(path)], capture_output=True, check=True, timeout=600).stdout
 
 
 @given(st.binary(max_size=300))

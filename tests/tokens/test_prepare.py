@@ -173,9 +173,9 @@ def spawn():
 
 
 def until_digest(messages):
-    lines = [messages.get(timeout=60)]
+    lines = [messages.get(timeout=600)]
     while " " in lines[-1]:
-        lines.append(messages.get(timeout=60))
+        lines.append(messages.get(timeout=600))
     return lines
 
 
@@ -194,7 +194,7 @@ def test_a_second_process_waits_for_the_lock_and_uses_what_the_first_made(tmp_pa
     with folder.with_name(folder.name + ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         messages = spawn(tmp_path)
-        assert "another process is preparing" in messages.get(timeout=60)
+        assert "another process is preparing" in messages.get(timeout=600)
         assert config.find(tmp_path) is None
         (tmp_path / "first").mkdir()
         made = toy_data(tmp_path / "first").prepare(tmp_path / "first", quiet)
