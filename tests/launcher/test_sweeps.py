@@ -101,12 +101,14 @@ def whole_lines(path: Path) -> list[str]:
     return path.read_text().split("\n")[:-1]
 
 
+@pytest.mark.wide
+@pytest.mark.timeout(3000)
 def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
     toy_folder: Path, tmp_path: Path, door: Door, capfd: pytest.CaptureFixture
 ) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     undisturbed = start(toy_folder, calm)
-    assert undisturbed.wait(200) == 0, undisturbed.stdout and undisturbed.stdout.read()
+    assert undisturbed.wait(600) == 0, undisturbed.stdout and undisturbed.stdout.read()
 
     killed = start(toy_folder, rough)
     wait_until(lambda: logged(rough, 30))

@@ -16,7 +16,7 @@ def run_script(script: Path, environment: dict[str, str], log: Path) -> str:
     """What it printed; AssertionError with its end where it fails. Torch is imported once for all scripts."""
     child = _server.Process(target=_run, args=(str(script), environment, str(log)))
     child.start()
-    child.join(250)
+    child.join(800)
     text = log.read_text()
     assert child.exitcode == 0, text[-3000:]
     return text
