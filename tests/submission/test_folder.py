@@ -211,7 +211,7 @@ def test_a_repetition_far_off_says_so(folder: Path, runs: list[Trained]) -> None
 
 
 def test_an_artifact_other_than_the_scored_is_refused(runs: list[Trained], monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = gather([runs[0].folder.path.parent], "mine", None, "packed")
+    entry = gather([runs[0].folder.path.parent], "mine", "packed")
     one = entry.counted[0]
     assert one.result is not None
     monkeypatch.setitem(one.result, "artifact_bytes", one.result["artifact_bytes"] + 1)
