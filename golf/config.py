@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.artifact.codecs import CodecConfig
@@ -304,8 +304,8 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
     for key in sorted(present, key=lambda name: name not in own):
         where, value = _join(path, key), items[key]
-        if value == "???":
-            raise UserError(f"{where}=???: is not set; give a value, or choose an option of its group")
+        if value == MISSING:
+            raise UserError(f"{where}={MISSING}: is not set; give a value, or choose an option of its group")
         inner, member = _slot(hints[key])
         value = typed(value, where, inner)
         if inner is not None and dataclasses.is_dataclass(value):

@@ -309,7 +309,7 @@ def test_wandb_in_real_trouble_hurts_nothing(trouble: str, told: int, artifact: 
         preexec_fn=tiny_files if trouble == "disk" else None,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=90,
     )
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()

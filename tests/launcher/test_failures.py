@@ -156,7 +156,7 @@ def test_torchrun_killed_leaves_no_rank(
     monkeypatch.setattr(sweep, "Scheduler", Killer)
     outcomes = sweep.launch([Cell(base, ["label=long"]), Cell(short, ["label=short"])], NO_PLAN)
     assert "killed by SIGKILL" in str(outcomes[0].error) and outcomes[1].val_bpb is not None
-    wait_until(lambda: not processes_in(outputs))
+    wait_until(lambda: not processes_in(outputs), 10)
 
 
 def test_a_disk_that_is_full_for_the_launcher_fails_that_cell(go: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_a_killed_and_an_interrupted_launcher_end_as_an_undisturbed_one(
     wait_until(lambda: logged(rough, 30))
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    wait_until(lambda: not processes_in(rough))  # its runs save and end by themselves
+    wait_until(lambda: not processes_in(rough), 30)  # its runs save and end by themselves
     states = {json.loads(path.read_text())["state"] for path in rough.rglob("status.json")}
     assert states <= {"stopped", "done", "starting"}
 

@@ -128,7 +128,7 @@ def test_a_killed_launcher_loses_no_trial(go: Go, folder: Path) -> None:
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    wait_until(lambda: not processes_in(folder))
+    wait_until(lambda: not processes_in(folder), 30)
     before = {trial.number: trial for trial in trials_in(folder)}
     left = {trial.name for trial in before.values() if trial.state == "open"}
     assert left, "something was under way"

@@ -43,7 +43,7 @@ def test_a_killed_search_goes_on_prunes_and_confirms_its_best(
     killed.send_signal(signal.SIGKILL)
     said = killed.communicate()[0]
     assert killed.returncode == -signal.SIGKILL and logged(tmp_path, 20), said
-    wait_until(lambda: not processes_in(tmp_path))
+    wait_until(lambda: not processes_in(tmp_path), 60)
 
     ended = subprocess.run(whole, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
