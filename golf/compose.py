@@ -13,9 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from golf.config import Run, typed
+from golf.config import Run
 from golf.errors import UserError
 from golf.rundir import ROOT
+from golf.typed import typed
 
 VERSION_BASE = "1.3"
 CONF = ROOT / "conf"

@@ -1,27 +1,16 @@
-"""The typed run: YAML names dataclasses, `typed` builds them with full key paths in every error, `fingerprint` names
-the result. This file and golf/compose.py are the only ones that know omegaconf; all else gets plain dataclasses.
-"""
+"""The typed run: what conf/ composes to, and the `fingerprint` that names it. golf/typed.py builds it from YAML."""
 
 import dataclasses
-import difflib
 import hashlib
-import inspect
 import json
 import re
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hydra.utils import get_class
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from golf.artifact.codecs import CodecConfig
 from golf.averaging import AverageConfig
 from golf.curriculum import Batches, CurriculumConfig, Shape
-from golf.errors import UserError
 from golf.evals.evaluator import EvalConfig
 from golf.fields import OPERATIONAL, between, one_of, positive
 from golf.late import LateConfig
@@ -265,127 +254,6 @@ class Run(Recipe):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", value):
                 raise ValueError(f"{name}={value!r} names a folder; use at most 100 letters, digits and . _ + -")
-
-
-# ---------------------------------------------------------------- typed
-
-
-def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
-    """Turn a resolved container into the dataclasses it names.
-
-    node: nested dicts, lists and primitives; a dict with `_target_` names its dataclass by import path.
-    Raises UserError that begins with the full key for an unknown or missing key, a wrong type, a wrong kind of object
-    in a slot, and whatever a dataclass's own __post_init__ refuses (its messages begin with `field=value`).
-    """
-    if isinstance(node, list):
-        return [typed(item, f"{path}[{i}]") for i, item in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    items = {key: value for key, value in node.items() if key != "_target_"}
-    if "_target_" in node:
-        cls = _config_class(node["_target_"], path)
-    elif cls is not None and cls.__subclasses__():
-        raise UserError(
-            f"{path}: names no _target_; choose a {cls.__name__}, e.g. one of conf/{path.replace('.', '/')}/"
-        )
-    if cls is None:
-        return {key: typed(value, _join(path, key)) for key, value in items.items() if value is not None}
-    _check_keys(cls, items, path)
-    return _build(cls, items, path)
-
-
-def _build(cls: type, items: dict[str, Any], path: str) -> Any:
-    """An object of `cls`. omegaconf converts and checks its primitives alone: it would build each part once more at
-    every level above."""
-    hints = typing.get_type_hints(cls)
-    schema, own = OmegaConf.structured(cls), inspect.get_annotations(cls)
-    present = [item.name for item in dataclasses.fields(cls) if item.name in items]
-    parts: dict[str, Any] = {}
-    # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
-    for key in sorted(present, key=lambda name: name not in own):
-        where, value = _join(path, key), items[key]
-        if value == MISSING:
-            raise UserError(f"{where}={MISSING}: is not set; give a value, or choose an option of its group")
-        inner, member = _slot(hints[key])
-        value = typed(value, where, inner)
-        if inner is not None and dataclasses.is_dataclass(value):
-            _check_kind(value, inner, where)
-            parts[key] = value
-            continue
-        if member is not None and isinstance(value, dict):
-            for name, part in value.items():
-                if not isinstance(name, str):
-                    raise UserError(f"{where}.{name}={_short(part)}: a name is text; put it in quotes")
-                _check_kind(part, member, f"{where}.{name}")
-            parts[key] = value
-            continue
-        if (hints[key] is bool) != isinstance(value, bool):  # omegaconf would turn one into the other
-            raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
-        try:
-            schema[key] = value
-        except (OmegaConfBaseException, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{where}={_short(value)}: {reason}; it takes {_type_name(hints[key])}") from None
-    try:
-        converted = OmegaConf.masked_copy(schema, [key for key in present if key not in parts])
-        primitives = OmegaConf.to_container(converted, resolve=True)
-        return cls(**parts, **typing.cast(dict[str, Any], primitives))
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(_join(path, str(error).splitlines()[0])) from None
-
-
-def _check_kind(part: Any, cls: type, where: str) -> None:
-    if not isinstance(part, cls):
-        raise UserError(f"{where}={_short(part)}: must be a {cls.__name__}; name one as its _target_")
-
-
-def _config_class(target: Any, path: str) -> type:
-    try:
-        cls = get_class(target)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}._target_={target}: cannot be imported ({reason}); name a config dataclass") from None
-    if not dataclasses.is_dataclass(cls):
-        raise UserError(f"{path}._target_={target}: not a config dataclass; name one, such as golf.models.lm.LMConfig")
-    return cls
-
-
-def _check_keys(cls: type, items: dict[str, Any], path: str) -> None:
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    for key in items:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            given = f"{_join(path, key)}={_short(items[key])}"
-            raise UserError(f"{given}: {cls.__name__} has no such key; {hint}it has {', '.join(fields)}")
-    for key, item in fields.items():
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and key not in items:
-            raise UserError(f"{_join(path, key)}: missing; {cls.__name__} needs it")
-
-
-def _slot(hint: Any) -> tuple[type | None, type | None]:
-    """(dataclass of a nested node, dataclass of the members of a named dict) of a field's type."""
-    if typing.get_origin(hint) is dict:
-        return None, _slot(typing.get_args(hint)[1])[0]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    classes = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
-    return (classes[0] if classes else None), None
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _short(value: Any) -> str:
-    if dataclasses.is_dataclass(value):
-        return type(value).__name__
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
 
 
 # ---------------------------------------------------------------- identity

@@ -9,7 +9,7 @@ from typing import Any
 from golf import rundir
 from golf.calibrate import calibrate
 from golf.checkpoint import load_tensors
-from golf.config import Run, fingerprint, typed
+from golf.config import Run, fingerprint
 from golf.dist import Ranks, pick_device, pick_precision
 from golf.errors import UserError
 from golf.export import quant_seconds, score_artifact, store, told
@@ -24,6 +24,7 @@ from golf.rundir import RunDir, read_json, write_json
 from golf.scoring import Scoring
 from golf.sinks import Sink
 from golf.tokens.prepare import Prepared
+from golf.typed import typed
 
 TRAINED = ("steps", "train_tokens", "train_seconds", "step_ms", "step_ms_mean", "tokens_per_second", "raw_bpb")
 KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size", "threads")

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from golf import dist, result
 from golf.checkpoint import load_meta
-from golf.config import Run, typed
+from golf.config import Run
 from golf.errors import RunError, UserError
 from golf.export import export
 from golf.keeping import Kept, LoopState
@@ -28,6 +28,7 @@ from golf.loop import Stopped, train
 from golf.rundir import RunDir, environment, read_json, write_json
 from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
 from golf.tokens.prepare import Prepared
+from golf.typed import typed
 
 STOPPED, FAILED, BAD_INPUT = 130, 1, 2
 PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR2)

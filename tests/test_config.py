@@ -12,9 +12,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from golf.compose import CONF, compose
-from golf.config import NOT_IDENTITY, Run, fingerprint, identity, typed
+from golf.config import NOT_IDENTITY, Run, fingerprint, identity
 from golf.errors import UserError
 from golf.nodes import plain, without_nulls
+from golf.typed import typed
 from tests.models.test_every_model import FIRST
 
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)

@@ -7,11 +7,12 @@ from typing import Any
 
 import optuna
 
-from golf.config import NOT_IDENTITY, typed
+from golf.config import NOT_IDENTITY
 from golf.errors import UserError
 from golf.fields import between, positive
 from golf.launcher.grid import NOT_IN_ROWS, key_of, quoted
 from golf.nodes import target_of
+from golf.typed import typed
 
 AT = "hydra.sweeper.search"
 

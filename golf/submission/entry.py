@@ -6,13 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from golf.config import Run, typed
+from golf.config import Run
 from golf.errors import UserError
 from golf.reports.load import Row, Started, Sweep, load, row_of
 from golf.rundir import RunDir, read_json
 from golf.submission.bundle import bundle
 from golf.submission.pack import Packed, pack
 from golf.tokens.prepare import Prepared
+from golf.typed import typed
 
 SHIPS = ("packed", "plain")
 packed = cache(pack)  # seconds each time
