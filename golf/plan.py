@@ -113,17 +113,19 @@ def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str
         f"{run.batch.sequence_length}, {batches.rows(batches.full)} in a forward, on {run.launch.nproc} process(es)",
         "budget": f"{' or '.join(limits)}, clock {budget.clock}",
         "arithmetic": f"{flops_per_token(run, found) / 1e6:,.1f} MFLOP a token",
-        "decoder's cache": _cache(run, found.model.stack.effective_depth()),
+        "decoder's cache": _cache(run, found.model),
         "artifact": f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): {verdict}",
     }
 
 
-def _cache(run: Run, depth: int) -> str:
+def _cache(run: Run, model: LM) -> str:
+    """What a decoder keeps of a training sequence, the positions that features add to it included."""
+    depth = model.stack.effective_depth()
     numbers = run.model.mixer.cached_numbers(run.model.dim)
     if numbers is None or not depth:
         return "not known of this mixer" if depth else "one state, whatever the length"
     length = run.batch.sequence_length
-    size = 2 * numbers * depth * length
+    size = 2 * numbers * depth * model.embed.places(length).count
     return f"{numbers:,} numbers a token and layer; {size:,} bytes in bf16 for {length:,} tokens"
 
 

@@ -22,7 +22,7 @@ once_more = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  
 @dataclass(kw_only=True, slots=True)
 class AutomatonConfig(LinearConfig):
     """W = gain * the first channel of a grid of outputs x inputs cells after `steps` steps of one learned rule for
-    all matrices, standardised (PR 1589, section 6 of the spec, with codes that tell cells where they are).
+    all matrices, standardised (PR 1589, with codes that tell cells where they are).
 
     channels: of a cell; the first begins as N(0, 1) from `seed`, the others at 0. hidden: width of the rule, which
     begins at 0; rate: what a step adds of it. codes: width of the learned codes of a matrix's rows and columns, of

@@ -13,8 +13,8 @@ from golf.models.slots import Frame, LinearConfig
 
 @dataclass(kw_only=True, slots=True)
 class BasisConfig(LinearConfig):
-    """W = U C: U for each kind of matrix (query, key, ...) and group of layers, C for each layer (PR 1589, section 12
-    of the spec; basis sharing, arXiv 2410.03765).
+    """W = U C: U for each kind of matrix (query, key, ...) and group of layers, C for each layer (PR 1589;
+    basis sharing, arXiv 2410.03765).
 
     rank: columns of U, cut to what a matrix has. layers: how many neighbouring layers have one basis (null: all). std:
     of the entries of W whose projection C begins as (PR 1589: 0.02; null: such that W has variance 1/inputs); zero

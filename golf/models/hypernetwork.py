@@ -16,7 +16,7 @@ from golf.models.slots import Frame, LinearConfig
 @dataclass(kw_only=True, slots=True)
 class HypernetworkConfig(LinearConfig):
     """W = gain * A B^T, standardised, the rows of A and B one by one from G(layer, kind and side, index), three learned
-    codes (PR 1589, section 8 of the spec, made row-wise so that rows share the generator).
+    codes (PR 1589, made row-wise so that rows share the generator).
 
     rank: R, what G gives; what all rows have in common is taken out, else W begins as a matrix of rank one, and rows
     are RMS-normed. hidden: width of G's two GELU layers; codes: of each code, N(0, 1). gain: as in

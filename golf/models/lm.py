@@ -100,6 +100,9 @@ class LM(nn.Module):
         frame = Frame(config.vocab_size, config.dim, config.layers, config.linear)
         self.embed = config.embed.build(frame)
         self.stack = config.stack.build(frame, lambda layer: Block(config, frame, layer), config.residual)
+        if not self.stack.reads_input and len(self.embed.features):
+            unread, stack = ", ".join(self.embed.features), type(self.stack).__name__
+            raise UserError(f"model.embed.features={unread}: {stack} reads tokens alone; set model/features=[]")
         self.head = config.head.build(frame)
         if NLL in config.auxiliary:
             raise UserError(f"model.auxiliary.{NLL}: the head's own loss has this name; choose another")

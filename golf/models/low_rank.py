@@ -22,7 +22,7 @@ def factor(inputs: int, outputs: int) -> Dense:
 @dataclass(kw_only=True, slots=True)
 class EigenConfig(LinearConfig):
     """W = U diag(sigma) V^T in every layer, never formed: U and V stand at first on random orthonormal columns and are
-    free afterwards ("eigenweight", PR 1589, section 3 of the spec; the decomposition is that of SVD compression).
+    free afterwards ("eigenweight", PR 1589; the decomposition is that of SVD compression).
 
     ranks: by part of the block, mixer and mlp, cut to what a matrix has. std: sigma begins as the singular values of a
     Gaussian matrix of this standard deviation (PR 1589: 0.02); null: 1/sqrt(inputs) over all entries, whatever the
@@ -44,7 +44,8 @@ class EigenConfig(LinearConfig):
         if frame.layer is None:
             return self.dense.build(frame, inputs, outputs, residual=residual, gain=gain)
         if frame.part not in self.ranks:
-            raise UserError(f"model.linear.ranks: has no rank for the matrices of {frame.part or 'a block'}")
+            part = frame.part or "a block"
+            raise UserError(f"model.linear.ranks={dict(self.ranks)}: has no rank for the matrices of {part}; add one")
         return Eigen(inputs, outputs, min(self.ranks[frame.part], inputs, outputs), self.std, 0.0 if residual else gain)
 
 

@@ -15,8 +15,8 @@ from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, Stack
 
 @dataclass(kw_only=True, slots=True)
 class MPSConfig(StackConfig):
-    """h <- RMSNorm(h A[token]), from a learned h0: a matrix product state of bond D (PR 1589, section 9 of the spec).
-    The state is what the head reads, after the token is absorbed; no block is built and the embedding is not read.
+    """h <- RMSNorm(h A[token]), from a learned h0: a matrix product state of bond D (PR 1589). The state is
+    what the head reads, after the token is absorbed; no block is built: mixer, mlp and residual are not used.
 
     std: A[token] begins as the identity and std N(0, 1/D); far from the identity most starts never train. detach: no
     gradient passes more than so many tokens back (null: all the way).
@@ -37,6 +37,7 @@ class MPS(StackModule):
     """ids_BN -> h_BND, in fp32 inside: errors of a product grow with its length."""
 
     roles = {"core_VF": "generator", "start_D": "generator"}
+    reads_input = False
 
     def __init__(self, config: MPSConfig, frame: Frame):
         super().__init__()

@@ -51,7 +51,7 @@ def key_of(seed: int, frame: Frame) -> str:
 
 @dataclass(kw_only=True, slots=True)
 class SeededConfig(LinearConfig):
-    """W = W0 + A diag(phi) B, phi_k of its own for each matrix (PR 1589, section 10 of the spec, made structured).
+    """W = W0 + A diag(phi) B, phi_k of its own for each matrix (PR 1589, made structured).
 
     W0 ~ N(0, 1/inputs), none where the matrix writes to the residual stream; A ~ N(0, 1/k), B ~ N(0, 1/inputs), all
     from `seed`; phi begins at 0. dense: matrices outside of layers.

@@ -136,7 +136,7 @@ def from_net(
 
 @dataclass(kw_only=True, slots=True)
 class SirenConfig(LinearConfig):
-    """W = gain * row(o) column(i)^T / sqrt(K inputs) from two sine networks (PR 1589, section 5 of the spec, made
+    """W = gain * row(o) column(i)^T / sqrt(K inputs) from two sine networks (PR 1589, made
     separable): each sees sines and cosines of the index and learned codes of the layer and the kind of matrix.
 
     rank: K, what they give, RMS-normed; hidden: width of their two hidden layers; codes: of a code; frequencies:

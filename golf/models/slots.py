@@ -176,7 +176,7 @@ class LinearConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EmbedConfig:
-    """module(ids_BT, dtype) -> x_BND, normed. It offers `table_VD` for a tied head and `places(T)`."""
+    """module(ids_BT, dtype) -> x_BND, normed. It offers `table_VD` for a tied head, `features`, `places(T)`."""
 
     def build(self, frame: Frame) -> nn.Module:
         raise NotImplementedError
@@ -294,6 +294,7 @@ class StackModule(nn.Module):
     """module(x_BTD, context) -> x_BTD."""
 
     starts: tuple[float, ...] = ()  # the parts of training after which another stage of the stack runs, ascending
+    reads_input = True  # False: x_BTD gives it shape and type alone, so that features of the embedding would be lost
 
     def stored_depth(self) -> int:
         """How many blocks it holds."""

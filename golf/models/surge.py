@@ -93,7 +93,8 @@ class Surge(Blocks):
         out = block.mixer.out
         if not isinstance(out, Dense):
             raise UserError(
-                f"model.stack.layers: change dense matrices, not {type(out).__name__}; try model/linear=dense"
+                f"model.stack.layers: layer {layer} has {type(out).__name__} where a dense matrix is changed; "
+                "try model/linear=dense"
             )
         return out.weight
 

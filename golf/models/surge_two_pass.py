@@ -29,8 +29,9 @@ class SurgeTwoPassConfig(BlocksConfig):
 
     routing: `replay` adds s A z to what `layer` gave, z what its mixer gave and s its scale, and runs the later blocks
     again, with their skips; `drop` runs them without skips (the PR); `single` runs no block twice and adds norm(A z)
-    to the normed output of the stack. layer: one block. uv_std, gate_bias, keep_bias: where u and v, the logit of g
-    and that of a begin. error_dim, surprisal: the error that the network reads, with the surprisal beside or not.
+    to the normed output of the stack; their sum is normed, as all that a head reads. layer: one block. uv_std,
+    gate_bias, keep_bias: where u and v, the logit of g and that of a begin. error_dim, surprisal: the error that the
+    network reads, with the surprisal beside or not.
     """
 
     chunk: int

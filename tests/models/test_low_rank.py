@@ -14,6 +14,7 @@ from golf.models.linear import Dense, DenseConfig
 from golf.models.low_rank import EigenConfig
 from golf.models.slots import Frame
 from golf.models.tensor_train import TensorTrainConfig, modes
+from golf.plan import outline
 from tests.conftest import composed
 from tests.models.test_every_model import built, ids_for, moved
 
@@ -51,7 +52,7 @@ def test_the_map_is_linear_of_its_rank_and_scale(name: str) -> None:
     if name != "tensor_train":
         assert torch.linalg.matrix_rank(w_OI) == 6
     if name in ("eigen", "basis"):
-        assert w_OI.square().mean().item() == pytest.approx(1 / 24, rel=0.15), "the scale of a dense matrix"
+        assert w_OI.square().mean().item() == pytest.approx(1 / 24, rel=0.15), "variance 1/inputs"
     if name == "tensor_train":
         draws = [product(frame_of(FORMS[name]).at(1, "mixer").matrix(24, 40)) for _ in range(40)]
         assert torch.stack(draws).square().mean().item() == pytest.approx(1 / 24, rel=0.3)
@@ -151,6 +152,16 @@ def test_one_layer_of_full_rank_equals_a_dense_matrix(toy: Callable[..., Run]) -
 def test_full_size_has_the_published_parameters(overrides: list[str], expected: int) -> None:
     model = composed("track=h100x8", *overrides).model.build_on_meta()
     assert sum(p.numel() for p in model.parameters()) == expected
+
+
+@pytest.mark.parametrize("name", ["eigen", "basis", "tensor_train"])
+def test_what_is_stored_is_smaller_than_what_it_stands_for(name: str) -> None:
+    """In bytes of the artifact, at full size: that of the matrices' shared basis included."""
+
+    def predicted(*overrides: str) -> int:
+        return outline(composed("track=h100x8", *overrides)).artifact_bytes
+
+    assert predicted(f"model={name}") < predicted()
 
 
 def test_a_tensor_train_has_the_cores_of_its_definition() -> None:

@@ -80,10 +80,11 @@ def test_a_plan_says_what_a_decoder_keeps() -> None:
 
     def said(*overrides: str) -> str:
         run = composed("track=h100x8", *overrides)
-        return _cache(run, run.model.build_on_meta().stack.effective_depth())
+        return _cache(run, run.model.build_on_meta())
 
     assert said() == "512 numbers a token and layer; 9,437,184 bytes in bf16 for 1,024 tokens"
     assert said("model=mla_128") == "128 numbers a token and layer; 2,359,296 bytes in bf16 for 1,024 tokens"
+    assert said("model=pause_4_64") == "512 numbers a token and layer; 10,027,008 bytes in bf16 for 1,024 tokens"
     assert said("model=mps") == "one state, whatever the length"
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from golf.config import Run
+from golf.errors import UserError
 from golf.models.norms import norm
 from tests.models.test_every_model import built, ids_for, moved
 
@@ -45,3 +47,8 @@ def test_its_size_is_the_table_the_cores_and_the_start(toy: Callable[..., Run]) 
     run = toy("model=mps")
     V, D = run.model.vocab_size, run.model.dim
     assert sum(p.numel() for p in built(run).parameters()) == V * D + V * D * D + D
+
+
+def test_features_that_it_would_not_read_are_refused(toy: Callable[..., Run]) -> None:
+    with pytest.raises(UserError, match=r"features=bigram: MPS reads tokens alone; set model/features=\[\]"):
+        built(toy("model=mps", "model/features=[bigram]"))

@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from golf.quant.formats import FloatConfig, FormatConfig, IntConfig, decode_one,
 from golf.quant.rounding import How, NearestConfig
 from golf.quant.steps import LeastErrorConfig, MaxAbsConfig, QuantileConfig, SDClipConfig, SearchConfig, StepConfig
 from golf.roles import roles_of
-from tests.conftest import quick
+from tests.conftest import composed, quick
 
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 CODECS = sorted(path.stem for path in (CONF / "codec").glob("*.yaml"))
@@ -337,3 +338,15 @@ def test_predicted_bytes_are_near(quant: str, tmp_path: Path) -> None:
     else:
         assert predicted >= 0.9 * path.stat().st_size, "a floor on the step only saves bytes"
     assert math.prod(shapes["embed.table_VD"]) == 1024 * 192
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_no_floor_of_steps_ruins_factors_and_what_generates(quant: str) -> None:
+    """Their entries are small: in steps of at least 1/127 most would vanish (upstream's rule for matrices)."""
+    chosen: Any = composed(f"quant={quant}").quant
+    for role in ("factor", "generator"):
+        steps = getattr(chosen.formats[chosen.roles.get(role, chosen.default)], "steps", None)
+        assert getattr(steps, "floor", None) is None
+    stored = {"stack.blocks.0.mlp.up.weight": "matrix", "stack.blocks.0.mlp.up.row_On": "generator"}
+    found = chosen.assign(stored)["stack.blocks.0.mlp.up.row_On"]
+    assert found == chosen.roles.get("generator", chosen.default), "names are of matrices, not of what makes them"
