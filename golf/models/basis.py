@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from golf.fields import between, positive
 from golf.models.init import orthogonal_
 from golf.models.linear import Dense
-from golf.models.low_rank import factor
+from golf.models.low_rank import dense_std, factor
 from golf.models.slots import Frame, LinearConfig
 
 
@@ -17,7 +17,7 @@ class BasisConfig(LinearConfig):
     basis sharing, arXiv 2410.03765).
 
     rank: columns of U, cut to what a matrix has. layers: how many neighbouring layers have one basis (null: all). std:
-    of the entries of W whose projection C begins as (PR 1589: 0.02; null: such that W has variance 1/inputs); zero
+    of the entries of W whose projection C begins as (PR 1589: 0.02; null: that of a dense one); zero
     where the matrix writes to the residual stream. dense: matrices outside of layers.
     """
 
@@ -36,7 +36,7 @@ class BasisConfig(LinearConfig):
         rank = min(self.rank, inputs, outputs)
         group = 0 if self.layers is None else frame.layer // self.layers
         name = frame.share("basis", (group, frame.kind), lambda: orthonormal(rank, outputs))
-        std = self.std if self.std is not None else (outputs / (rank * inputs)) ** 0.5
+        std = self.std if self.std is not None else dense_std(inputs)
         return Combined(frame.shared[name], inputs, rank, 0.0 if residual else std * gain)
 
 

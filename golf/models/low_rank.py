@@ -25,8 +25,8 @@ class EigenConfig(LinearConfig):
     free afterwards ("eigenweight", PR 1589; the decomposition is that of SVD compression).
 
     ranks: by part of the block, mixer and mlp, cut to what a matrix has. std: sigma begins as the singular values of a
-    Gaussian matrix of this standard deviation (PR 1589: 0.02); null: 1/sqrt(inputs) over all entries, whatever the
-    rank. What writes to the residual stream begins with sigma = 0. dense: matrices outside of layers.
+    Gaussian matrix of this standard deviation (PR 1589: 0.02; null: that of a dense matrix). What writes to the
+    residual stream begins with sigma = 0. dense: matrices outside of layers.
     """
 
     ranks: dict[str, int] = field(default_factory=dict)
@@ -59,15 +59,17 @@ class Eigen(nn.Module):
         self.v, self.u = factor(inputs, rank), factor(rank, outputs)
         orthogonal_(self.v.weight)
         orthogonal_(self.u.weight)
-        if std is None:
-            sigma_R = torch.full((rank,), (outputs / rank) ** 0.5)  # |W|_F^2 = outputs, as with variance 1/inputs
-        else:
-            sigma_R = top_singular_values(outputs, inputs, rank) * std
-        self.sigma_R = nn.Parameter(gain * sigma_R)
+        std = std if std is not None else dense_std(inputs)
+        self.sigma_R = nn.Parameter(gain * std * top_singular_values(outputs, inputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.u(self.sigma_R.to(x.dtype) * self.v(x))
         return y
+
+
+def dense_std(inputs: int) -> float:
+    """Of the entries of a dense matrix's uniform start."""
+    return float((3 * inputs) ** -0.5)
 
 
 def top_singular_values(outputs: int, inputs: int, rank: int) -> Tensor:

@@ -51,8 +51,10 @@ def test_the_map_is_linear_of_its_rank_and_scale(name: str) -> None:
     assert torch.allclose(module(X), X @ w_OI.T, atol=1e-5)
     if name != "tensor_train":
         assert torch.linalg.matrix_rank(w_OI) == 6
-    if name in ("eigen", "basis"):
-        assert w_OI.square().mean().item() == pytest.approx(1 / 24, rel=0.15), "variance 1/inputs"
+    if name in ("eigen", "basis"):  # what rank 6 keeps of a dense start of variance 1 / 72: the best part, or any
+        kept = 72 * w_OI.square().mean().item()
+        best = torch.linalg.svdvals(torch.randn(64, 40, 24))[:, :6].square().sum(dim=1).mean().item() / (40 * 24)
+        assert kept == pytest.approx({"eigen": best, "basis": 6 / 40}[name], rel=0.2)
     if name == "tensor_train":
         draws = [product(frame_of(FORMS[name]).at(1, "mixer").matrix(24, 40)) for _ in range(40)]
         assert torch.stack(draws).square().mean().item() == pytest.approx(1 / 24, rel=0.3)
