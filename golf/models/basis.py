@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from golf.fields import between, positive
 from golf.models.init import orthogonal_
-from golf.models.linear import Dense
-from golf.models.low_rank import dense_std, factor
+from golf.models.linear import Dense, dense_std
+from golf.models.low_rank import factor
 from golf.models.slots import Frame, LinearConfig
 
 

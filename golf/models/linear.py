@@ -41,6 +41,11 @@ class DenseConfig(LinearConfig):
         return dense
 
 
+def dense_std(inputs: int) -> float:
+    """Of the entries of a uniform start."""
+    return 1 / math.sqrt(3 * inputs)
+
+
 class Dense(nn.Module):
     """x_..I -> y_..O without a bias; the fp32 weight is cast to the activations' type on use."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from golf.errors import UserError
 from golf.fields import between, positive
 from golf.models.init import orthogonal_
-from golf.models.linear import Dense
+from golf.models.linear import Dense, dense_std
 from golf.models.slots import Frame, LinearConfig
 
 
@@ -65,11 +65,6 @@ class Eigen(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.u(self.sigma_R.to(x.dtype) * self.v(x))
         return y
-
-
-def dense_std(inputs: int) -> float:
-    """Of the entries of a dense matrix's uniform start."""
-    return float((3 * inputs) ** -0.5)
 
 
 def top_singular_values(outputs: int, inputs: int, rank: int) -> Tensor:

@@ -408,7 +408,10 @@ def test_the_network_has_the_published_size() -> None:
         (("model=surge", "model.stack.chunk=0"), r"model\.stack\.chunk=0 is not positive"),
         (("model=surge", "model.stack.layers=9 of 9"), r"model\.stack\.layers=.*goes past"),
         (("model=surge", "model.stack.meta.anchor=0"), r"model\.stack\.meta\.anchor=0.* is not positive"),
-        (("model=surge", "model/linear=shared_lora"), r"model\.stack\.layers: layer . has SharedLoRA"),
+        (
+            ("model=surge", "model/linear=shared_lora"),
+            r"model\.stack\.layers: layer \d has SharedLoRA where a dense matrix is changed; try model/linear=dense",
+        ),
         (("model=surge", "model.layers=1"), r"model\.layers=1 leaves U-Net skips nothing to join"),
         (("model=surge_two_pass", "model.stack.layer=all"), r"model\.stack\.layer='all' must name one block"),
         (("model=surge_two_pass", "model.stack.routing=both"), r"model\.stack\.routing='both' is not a choice"),
