@@ -18,15 +18,18 @@ class MPSConfig(StackConfig):
     """h <- RMSNorm(h A[token]), from a learned h0: a matrix product state of bond D (PR 1589). The state is
     what the head reads, after the token is absorbed; no block is built: mixer, mlp and residual are not used.
 
-    std: A[token] begins as the identity and std N(0, 1/D); far from the identity most starts never train. detach: no
+    A[token] begins as identity I + std N(0, 1/D); far from the identity most starts never train. late: the head reads
+    the state before the token is absorbed, so that the last token counts for nothing (a mistake of the PR). detach: no
     gradient passes more than so many tokens back (null: all the way).
     """
 
+    identity: float
     std: float
+    late: bool
     detach: int | None
 
     def __post_init__(self) -> None:
-        between(0, 10, std=self.std)
+        between(0, 10, identity=self.identity, std=self.std)
         positive(detach=self.detach)
 
     def build(self, frame: Frame, make_block: Callable[[int], nn.Module], residual: ResidualConfig) -> "MPS":
@@ -41,15 +44,17 @@ class MPS(StackModule):
 
     def __init__(self, config: MPSConfig, frame: Frame):
         super().__init__()
-        self.detach, D = config.detach, frame.dim
+        self.late, self.detach, D = config.late, config.detach, frame.dim
         noise_VDD = torch.empty(frame.vocab_size, D, D).normal_(std=config.std * D**-0.5)
-        self.core_VF = nn.Parameter((noise_VDD + torch.eye(D)).flatten(1))  # F = D * D
+        self.core_VF = nn.Parameter((noise_VDD + config.identity * torch.eye(D)).flatten(1))  # F = D * D
         self.start_D = nn.Parameter(torch.empty(D).normal_())
 
     def forward(self, x_BND: Tensor, context: Context) -> Tensor:
         ids_BN = context.padded_ids()
         a_BNDD = F.embedding(ids_BN, self.core_VF).unflatten(-1, (x_BND.shape[-1], -1))
         h_BND: Tensor = states(self.start_D, a_BNDD, self.detach)
+        if self.late:
+            h_BND = torch.cat((self.start_D.expand(len(h_BND), 1, -1), h_BND[:, :-1]), dim=1)
         return h_BND.to(x_BND.dtype)
 
     def stored_depth(self) -> int:

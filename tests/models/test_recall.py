@@ -19,7 +19,7 @@ WHOLE = {  # what keeps more of a text than keys and values
     "model/mixer=diagonal_masked": "model.mixer.masked_layers has a mask of whole texts"
 } | {
     f"model/stack={name}": "model.stack keeps more of a text"
-    for name in ("agents", "agents_mean", "mps", "surge", "surge_off", "surge_per_token", "surge_single_pass",
+    for name in ("agents", "agents_mean", "mps", "mps_pr", "surge", "surge_off", "surge_per_token", "surge_single_pass",
                  "surge_two_pass", "surge_two_pass_drop")
 }  # fmt: skip
 
