@@ -54,7 +54,7 @@ class MPS(StackModule):
         a_BNDD = F.embedding(ids_BN, self.core_VF).unflatten(-1, (x_BND.shape[-1], -1))
         h_BND: Tensor = states(self.start_D, a_BNDD, self.detach)
         if self.late:
-            h_BND = torch.cat((self.start_D.expand(len(h_BND), 1, -1), h_BND[:, :-1]), dim=1)
+            h_BND = before(self.start_D, h_BND)
         return h_BND.to(x_BND.dtype)
 
     def stored_depth(self) -> int:
@@ -65,6 +65,11 @@ class MPS(StackModule):
 
     def repeated_params(self) -> int:
         return self.start_D.numel() ** 2  # the matrix that a token is multiplied by
+
+
+def before(start_D: Tensor, h_BND: Tensor) -> Tensor:
+    """The state that each token meets: h of the token before it."""
+    return torch.cat((start_D.expand(len(h_BND), 1, -1), h_BND[:, :-1]), dim=1)
 
 
 # An operator, its backward pass too: left open to torch.compile, the loop would be unrolled into a graph of all tokens.
@@ -88,7 +93,7 @@ def states_backward(
     gradient_BND: Tensor, start_D: Tensor, a_BNDD: Tensor, h_BND: Tensor, detach: int | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of start_D and a_BNDD. With y = h A and r = 1 / rms(y), that of y is r (g - h mean(g h))."""
-    before_BND = torch.cat((start_D.expand(len(h_BND), 1, -1), h_BND[:, :-1]), dim=1)
+    before_BND = before(start_D, h_BND)
     y_BND = torch.einsum("bnd,bnde->bne", before_BND, a_BNDD)
     r_BN1 = (y_BND.square().mean(dim=-1, keepdim=True) + NORM_EPS).rsqrt()
     g_BD, found = torch.zeros_like(gradient_BND[:, 0]), []
