@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.train_step import stepper, timed
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.dist import pick_device
 from golf.plan import outline
 

@@ -29,7 +29,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 
 from golf import report
-from golf.compose import CONF, VERSION_BASE, register_resolvers
+from golf.compose import VERSION_BASE, set_up_hydra
+from golf.conf_files import CONF
 from golf.launcher import sweep
 from golf.launcher.cells import Cell, collect
 from golf.launcher.grid import Plan
@@ -88,7 +89,7 @@ def pretend(place: Path) -> None:
 
 def compose(overrides: list[list[str]]) -> list[Cell]:
     """Through Hydra and golf's launcher, as a sweep from the command line."""
-    register_resolvers()
+    set_up_hydra()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()

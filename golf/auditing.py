@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from golf.artifact.file import read_artifact
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.evals.case import Case, sample_text

@@ -1,25 +1,38 @@
 """From conf/ to a typed Run: what the Hydra door, tests and benchmarks share. Only doors import this file."""
 
-import math
+import copy
+import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.types import RunMode
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from golf.conf_files import CONF, Stamp, parse, register_resolvers, stamp_of
 from golf.config import Run
 from golf.errors import UserError
-from golf.rundir import ROOT
 from golf.typed import typed
 
 VERSION_BASE = "1.3"
-CONF = ROOT / "conf"
+MOST_KEPT = 64  # merged configurations, of some megabytes each
+HEADER_CHARACTERS = 512  # of a file, in which Hydra looks for `# @package`
 
 
 def run_of(config: DictConfig, choices: Mapping[str, str | None]) -> Run:
@@ -52,10 +65,8 @@ def composing(arguments: Sequence[str]) -> Iterator[None]:
 
 def compose_whole(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose conf/ outside of Hydra's own main; the configuration still has its `hydra` node."""
-    register_resolvers()
-    GlobalHydra.instance().clear()
-    with composing(overrides), initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-        return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    with composing(overrides):
+        return _composer().compose(overrides)
 
 
 def compose(overrides: Sequence[str] = ()) -> Run:
@@ -90,43 +101,89 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
-# ---------------------------------------------------------------- resolvers
+# ---------------------------------------------------------------- Hydra
 
 
-def register_resolvers() -> None:
-    """${width:512} and its kin: full-size numbers, scaled by the track's factors.
+def set_up_hydra() -> None:
+    """Register golf's resolvers, and the source that Hydra reads config files with in this process."""
+    register_resolvers()
+    Plugins.instance()  # registers Hydra's own sources, of which the next line replaces one
+    SourcesRegistry.instance().types["file"] = CachedFileSource
 
-    width: to a multiple of 16, or of a second argument (${width:640,20}: what ten heads need); depth and steps: whole,
-    at least 1, or a second argument (${depth:4,2}); seq: to a multiple of 16; batch: tokens, to whole sequences; area:
-    a count of elements of a width x width matrix.
+
+_read: dict[str, tuple[Stamp, dict[str, str], Any]] = {}  # path -> its state, Hydra's header, omegaconf's container
+
+
+class CachedFileSource(FileConfigSource):
+    """Gives Hydra the config files of a folder, each parsed anew only after it has changed."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = os.path.realpath(os.path.join(self.path, self._normalize_file_name(config_path)))
+        if not os.path.exists(path):
+            raise ConfigLoadError(f"Config not found : {path}")
+        header, config = _load(path)
+        where = f"{self.scheme()}://{self.path}"
+        # copies: Hydra takes the defaults list out of the one and adds to the other
+        return ConfigResult(where, self.provider, copy.deepcopy(config), dict(header))
+
+
+def _load(path: str) -> tuple[dict[str, str], Any]:
+    """Return the package header and the container of a YAML file."""
+    stamp = stamp_of(path)
+    if path not in _read or _read[path][0] != stamp:
+        text = Path(path).read_text(encoding="utf-8")
+        value = parse(text)
+        config = OmegaConf.create({} if value is None else value)
+        _read[path] = (stamp, ConfigSource._get_header_dict(text[:HEADER_CHARACTERS]), config)
+    return _read[path][1:]
+
+
+@cache
+def _composer() -> "Composer":
+    set_up_hydra()
+    setbase(VERSION_BASE)
+    return Composer(ConfigLoaderImpl(create_config_search_path(str(CONF))))
+
+
+class Composer:
+    """Composes configurations as Hydra does, and works out only once what each choice of groups comes to.
+
+    The chosen files are read and merged, which takes nearly all the time, once for each set of group choices; the
+    values of an override line go into a copy. A change of any file of the search path starts anew. `hydra.overrides`
+    and `hydra.job.override_dirname` of what comes out name the group choices alone; golf reads neither.
     """
 
-    def number(key: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{key}={value!r} is not a positive number; {key}=1 is the full size")
-        return float(value)
+    def __init__(self, loader: ConfigLoader, config_name: str = "config"):
+        assert isinstance(loader, ConfigLoaderImpl)
+        self.loader, self.config_name = loader, config_name
+        self._stamps: dict[str, Stamp] = {}
+        self._merged: dict[tuple[str, ...], DictConfig] = {}
 
-    def scaled(full: Any, factor: float, unit: int, least: int = 1) -> int:
-        return max(least, round(float(full) * factor / unit)) * unit
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Return the configuration of an override line, with its `hydra` node. Raises as Hydra and omegaconf do."""
+        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(list(overrides))
+        self.loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=True)
+        values = [override for override in parsed if self._is_value(override)]
+        groups = tuple(str(override.input_line) for override in parsed if override not in values)
+        if (stamps := self._files()) != self._stamps or len(self._merged) >= MOST_KEPT:
+            self._stamps = stamps
+            self._merged.clear()
+        if groups not in self._merged:
+            self._merged[groups] = self.loader.load_configuration(self.config_name, list(groups), RunMode.RUN)
+        config = copy.deepcopy(self._merged[groups])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        return config
 
-    def register(name: str, factor: str, unit: int, power: int = 1) -> None:
-        def resolve(full: Any, second: Any = None, *, _root_: Any) -> int:
-            by = number(f"scale.{factor}", _root_.scale[factor]) ** power
-            if second is None:
-                return scaled(full, by, unit)
-            return scaled(full, by, int(second)) if unit > 1 else scaled(full, by, unit, int(second))
+    def _is_value(self, override: Override) -> bool:
+        """Whether an override changes what the merged files hold, and not which files they are."""
+        key = override.key_or_group
+        if key.startswith("hydra."):  # Hydra reads some of these while it composes
+            return False
+        return isinstance(override.value(), dict) or not self.loader.repository.group_exists(key)
 
-        OmegaConf.register_new_resolver(name, resolve, replace=True)
-
-    def batch(full: Any, *, _root_: Any) -> int:
-        length = _root_.batch.sequence_length
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"batch.sequence_length={length!r} is not a length; set a whole number above 0")
-        return scaled(full, number("scale.batch", _root_.scale.batch), length)
-
-    register("width", "width", 16)
-    register("depth", "depth", 1)
-    register("steps", "steps", 1)
-    register("seq", "seq", 16)
-    register("area", "width", 1, power=2)
-    OmegaConf.register_new_resolver("batch", batch, replace=True)
+    def _files(self) -> dict[str, Stamp]:
+        """Path and state of each YAML file of the search path."""
+        roots = [source.path for source in self.loader.get_sources() if source.scheme() == "file"]
+        walks = itertools.chain.from_iterable(os.walk(root, followlinks=True) for root in roots)
+        paths = [f"{folder}/{name}" for folder, _, names in walks for name in names if name.endswith(".yaml")]
+        return {path: stamp_of(path) for path in paths}

@@ -19,7 +19,8 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.table import Table
 
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.errors import UserError, in_one_line
 from golf.tokens.prepare import DataConfig, Prepared
 from golf.tokens.verify import verify_prepared

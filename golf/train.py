@@ -17,13 +17,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from golf import checks, plan, result, rundir
-from golf.compose import CONF, VERSION_BASE, composing, register_resolvers, run_of
+from golf.compose import VERSION_BASE, composing, run_of, set_up_hydra
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError, in_one_line
 from golf.launcher import jobs
 from golf.launcher.slots import whole_machine
 
-register_resolvers()
+set_up_hydra()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
+import pkgutil
 import types
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,14 +41,17 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
 
 
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
-    """An object of `cls`. omegaconf converts and checks its primitives alone: it would build each part once more at
-    every level above."""
-    hints = typing.get_type_hints(cls)
-    schema, own = OmegaConf.structured(cls), inspect.get_annotations(cls)
-    present = [item.name for item in dataclasses.fields(cls) if item.name in items]
-    parts: dict[str, Any] = {}
+    """Make an object of `cls` from its checked parts and its primitives.
+
+    A primitive of exactly the field's type stays as it is; omegaconf converts and checks the others.
+    """
+    hints, own = _hints(cls), inspect.get_annotations(cls)
+    ready: dict[str, Any] = {}  # what the constructor gets as it is
+    odd: dict[str, Any] = {}  # what omegaconf has to convert
     # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
-    for key in sorted(present, key=lambda name: name not in own):
+    for key in sorted(
+        (item.name for item in dataclasses.fields(cls) if item.name in items), key=lambda k: k not in own
+    ):
         where, value = _join(path, key), items[key]
         if value == MISSING:
             raise UserError(f"{where}={MISSING}: is not set; give a value, or choose an option of its group")
@@ -57,21 +61,46 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             for place, part in _named(value, where) if many else [(where, value)]:
                 if not isinstance(part, kind):
                     raise UserError(f"{place}={_short(part)}: must be a {kind.__name__}; name one as its _target_")
-            parts[key] = value
+            ready[key] = value
             continue
         if (hints[key] is bool) != isinstance(value, bool):  # omegaconf would turn one into the other
             raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
+        (ready if _is_exactly(value, hints[key]) else odd)[key] = value
+    if odd:
+        ready |= _converted(cls, odd, path)
+    try:
+        return cls(**ready)
+    except (TypeError, ValueError) as error:
+        raise UserError(_join(path, str(error).splitlines()[0])) from None
+
+
+def _converted(cls: type, odd: dict[str, Any], path: str) -> dict[str, Any]:
+    """Values of fields as omegaconf converts them. Raises UserError for one that does not fit its field."""
+    schema = OmegaConf.structured(cls)
+    for key, value in odd.items():
         try:
             schema[key] = value
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{where}={_short(value)}: {reason}; it takes {_type_name(hints[key])}") from None
+            takes = _type_name(_hints(cls)[key])
+            raise UserError(f"{_join(path, key)}={_short(value)}: {reason}; it takes {takes}") from None
     try:
-        converted = OmegaConf.masked_copy(schema, [key for key in present if key not in parts])
-        primitives = OmegaConf.to_container(converted, resolve=True)
-        return cls(**parts, **typing.cast(dict[str, Any], primitives))
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        primitives = OmegaConf.to_container(OmegaConf.masked_copy(schema, list(odd)), resolve=True)
+    except OmegaConfBaseException as error:
         raise UserError(_join(path, str(error).splitlines()[0])) from None
+    return typing.cast(dict[str, Any], primitives)
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _is_exactly(value: Any, hint: Any) -> bool:
+    """Whether a primitive is of a field's type without conversion. A text with a ${...} is for omegaconf."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return type(value) in _PRIMITIVES and type(value) in options and not (isinstance(value, str) and "${" in value)
+
+
+_PRIMITIVES = (int, float, str, bool, types.NoneType)
 
 
 def _named(parts: dict[Any, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -83,12 +112,13 @@ def _named(parts: dict[Any, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _config_class(target: Any, path: str) -> type:
+    """The config dataclass that a node names by its import path."""
     try:
-        cls = get_class(target)
+        cls = pkgutil.resolve_name(target)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}._target_={target}: cannot be imported ({reason}); name a config dataclass") from None
-    if not dataclasses.is_dataclass(cls):
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise UserError(f"{path}._target_={target}: not a config dataclass; name one, such as golf.models.lm.LMConfig")
     return cls
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.averaging import AverageConfig, Averager, EMAConfig, LAWAConfig, NoAverageConfig, SWAConfig, weights_of
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.schedules import Cooldown, Start, Tick
 from tests.conftest import composed
 

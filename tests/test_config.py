@@ -11,7 +11,8 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import NOT_IDENTITY, Run, fingerprint, identity
 from golf.errors import UserError
 from golf.nodes import plain, without_nulls

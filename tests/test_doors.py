@@ -10,7 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from golf import train
-from golf.compose import CONF
+from golf.conf_files import CONF
 from tests.conftest import toy_overrides, wide
 
 ROOT = CONF.parent

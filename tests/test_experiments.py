@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.config import fingerprint, identity
 from tests.conftest import composed, wide
 from tests.models.test_every_model import moved

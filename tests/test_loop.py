@@ -18,7 +18,8 @@ import torch
 
 from golf.artifact.file import read_artifact
 from golf.checkpoint import load_tensors, save_tensors
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.dist import Ranks
 from golf.errors import RunError, UserError

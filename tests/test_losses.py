@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import Run, fingerprint, identity
 from golf.errors import UserError
 from golf.losses import CROSS_ENTROPY, PARTS, EntropyWeightsConfig, Loss, ZLossConfig

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from golf.checks import check
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.dist import ALONE
 from golf.errors import UserError

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from golf.averaging import weights_of
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.loop import as_it_is

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from golf.compose import CONF, compose_whole
+from golf.compose import compose_whole
+from golf.conf_files import CONF
 from golf.errors import UserError
 
 TABLE = Path(__file__).with_name("recipes.yaml")

@@ -17,7 +17,11 @@ class GolfLauncher(Launcher):
     """conf/hydra/launcher/golf.yaml; what can be set is in conf/launch."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader, self.config = hydra_context.config_loader, config
+        from golf.compose import Composer
+
+        self.config = config
+        self.composer = Composer(hydra_context.config_loader, config.hydra.job.config_name)
+        self.given = list(config.hydra.overrides.hydra)  # `hydra.` overrides of the command line hold for every cell
         # overrides but the seed -> their run; None where it hangs on the seed
         self.rows: dict[tuple[str, ...], Any] = {}
 
@@ -57,15 +61,15 @@ class GolfLauncher(Launcher):
             seeds = [override for override in overrides if override.startswith("seed=")]
             (seed,) = [override.value() for override in OverridesParser.create().parse_overrides(seeds)] or (None,)
             if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
-                return run_of_whole(self.loader.load_sweep_config(self.config, overrides))
+                return run_of_whole(self.composer.compose([*self.given, *overrides]))
             rest = tuple(override for override in overrides if override not in seeds)
             if rest not in self.rows:
-                config = self.loader.load_sweep_config(self.config, list(rest))
+                config = self.composer.compose([*self.given, *rest])
                 uses_seed = re.search(r"\$\{[^}]*\bseed\b", OmegaConf.to_yaml(config))
                 self.rows[rest] = None if uses_seed else run_of_whole(config)
             run = self.rows[rest]
             if run is None:
-                return run_of_whole(self.loader.load_sweep_config(self.config, overrides))
+                return run_of_whole(self.composer.compose([*self.given, *overrides]))
             return dataclasses.replace(run, seed=seed)
 
 

@@ -18,7 +18,7 @@ from golf.artifact.entropy import EntropyConfig
 from golf.artifact.file import config_classes
 from golf.artifact.groups import groups_of
 from golf.artifact.sections import Section
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.errors import UserError
 from golf.nodes import rebuild
 from tests.conftest import wide

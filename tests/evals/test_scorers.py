@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.dist import ALONE
 from golf.errors import RunError, UserError

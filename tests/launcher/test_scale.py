@@ -11,7 +11,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 
-from golf.compose import CONF, VERSION_BASE, compose, register_resolvers
+from golf.compose import VERSION_BASE, compose, set_up_hydra
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.launcher import board
@@ -24,7 +25,7 @@ from hydra_plugins.golf_launcher import GolfLauncher
 
 @pytest.fixture
 def launcher() -> GolfLauncher:
-    register_resolvers()
+    set_up_hydra()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
@@ -38,8 +39,8 @@ def test_seeds_of_a_row_are_composed_once_and_each_is_its_own_run(
     launcher: GolfLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     composed = []
-    real = launcher.loader.load_sweep_config
-    monkeypatch.setattr(launcher.loader, "load_sweep_config", lambda *a: composed.append(a) or real(*a))
+    real = launcher.composer.compose
+    monkeypatch.setattr(launcher.composer, "compose", lambda *a: composed.append(a) or real(*a))
     runs = [launcher._run_of(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
     assert runs == [compose(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
     assert len(composed) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from golf import report
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.launcher.slurm import queue
 from golf.rundir import RunDir
 from tests.conftest import toy_overrides

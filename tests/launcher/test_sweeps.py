@@ -13,7 +13,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from golf import report, train
-from golf.compose import CONF, compose_whole
+from golf.compose import compose_whole
+from golf.conf_files import CONF
 from golf.launcher.grid import key_of
 from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import read_standing

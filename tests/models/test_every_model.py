@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from golf.artifact.file import read_artifact, write_artifact
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.models.kernels import choose_backend, sdpa
 from golf.models.lm import LM

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.basis import BasisConfig

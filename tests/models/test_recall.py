@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.lm import LM

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from golf.artifact.file import read_artifact, write_artifact
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.dist import ALONE
 from golf.errors import UserError

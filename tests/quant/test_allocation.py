@@ -10,7 +10,7 @@ import torch
 
 from golf.calibrate import Measured
 from golf.checks import check
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.export import store

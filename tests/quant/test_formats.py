@@ -17,7 +17,8 @@ from torch import Tensor
 
 from golf.artifact import file as file_module
 from golf.artifact.file import MAGIC, PREFIX, config_classes, read_artifact, write_artifact
-from golf.compose import CONF, compose
+from golf.compose import compose
+from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.nodes import plain, rebuild

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from golf.compose import CONF
+from golf.conf_files import CONF
 from golf.nodes import configs
 from golf.submission.bundle import bundle, recipe_of
 from golf.submission.pack import pack
