@@ -8,14 +8,14 @@ READY := $(VENV)/.ready
 SWEEP ?= smoke
 # One thread a test process: spinning threads on shared cores cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-# Tests of one file stay on one process, which makes what they share once (loadgroup: xdist 3.8 can't under pytest 9.2).
-TEST_DIST := -n auto --dist loadfile
+# What is dear is made once for all test processes (tests/helpers/runs.py), so any process may take any test.
+TEST_DIST := -n auto --dist worksteal
 
 # Bytecode is kept, whatever the environment says: else each process compiles golf anew, and tests rewrite their asserts.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep report test test-all test-gpu test-slurm slurm-packages lint typecheck bench clean
+.PHONY: help setup train sweep report test test-slow test-all test-gpu test-slurm slurm-packages lint typecheck bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,11 +36,14 @@ sweep: $(READY) ## run the smoke sweep: two rows, two seeds, real text (SWEEP=na
 report: $(READY) ## what a sweep says, with statistics and plots (SWEEP=name, ARGS=options)
 	$(BIN)/python golf/report.py outputs/$(SWEEP) $(ARGS)
 
-test: $(READY) ## the tests that need no GPU
+test: $(READY) ## the tests of every commit: minutes, no GPU
 	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_DIST) $(ARGS)
 
-test-all: $(READY) ## the same with every combination, every sweep file and many more examples (an hour)
-	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_DIST) --wide $(ARGS)
+test-slow: $(READY) ## process and signal matrices, whole products, full sizes (ARGS="--part=3/30" for a part of them)
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_DIST) --tier=slow $(ARGS)
+
+test-all: $(READY) ## all of both, with every combination and many more examples
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_DIST) --tier=all $(ARGS)
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -35,7 +35,7 @@ from golf.launcher import sweep
 from golf.launcher.cells import Cell, collect
 from golf.launcher.grid import Plan
 from hydra_plugins.golf_launcher import GolfLauncher
-from tests.conftest import toy_overrides
+from tests.helpers.runs import toy_overrides
 from tests.reports import helpers
 from tests.tokens.helpers import toy_data
 

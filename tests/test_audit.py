@@ -20,8 +20,8 @@ from golf.reports.load import traces
 from golf.requantise import open_source
 from golf.scoring import Scoring
 from golf.submission.entry import code_of
-from tests.conftest import toy_overrides, wide
-from tests.test_loop import Job
+from tests.helpers.runs import Job, toy_overrides
+from tests.helpers.tiers import wide
 
 SHORT = ["scale.seq=0.03125"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from golf.averaging import AverageConfig, Averager, EMAConfig, LAWAConfig, NoAverageConfig, SWAConfig, weights_of
 from golf.conf_files import CONF
 from golf.schedules import Cooldown, Start, Tick
-from tests.conftest import composed
+from tests.helpers.runs import composed
 
 STEPS = 20
 RATE = Cooldown(fraction=0.5, floor=0.0, shape="linear")  # decays over the last ten steps

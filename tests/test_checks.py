@@ -6,7 +6,7 @@ import torch
 from golf.checks import check, check_machine
 from golf.config import fingerprint
 from golf.errors import UserError
-from tests.conftest import composed
+from tests.helpers.runs import composed
 
 
 @pytest.mark.parametrize(

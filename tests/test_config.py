@@ -17,7 +17,7 @@ from golf.config import NOT_IDENTITY, Run, fingerprint, identity
 from golf.errors import UserError
 from golf.nodes import plain, without_nulls
 from golf.typed import typed
-from tests.models.test_every_model import FIRST
+from tests.helpers.model_choices import FIRST
 
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
 TRACKS = sorted(path.stem for path in (CONF / "track").glob("*.yaml"))

@@ -5,7 +5,7 @@ import pytest
 from golf.curriculum import Batches, BatchWarmupConfig, CurriculumConfig, LengthConfig, Shape
 from golf.errors import UserError
 from golf.schedules import Tick
-from tests.conftest import composed
+from tests.helpers.runs import composed
 
 FULL = Shape(384, 2048)  # PR 401's batch
 LENGTH = LengthConfig(divisors=[8, 4, 2], share=0.25)

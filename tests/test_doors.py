@@ -11,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from golf import train
 from golf.conf_files import CONF
-from tests.conftest import toy_overrides, wide
+from tests.helpers.runs import toy_overrides
+from tests.helpers.tiers import wide
 
 ROOT = CONF.parent
 

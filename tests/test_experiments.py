@@ -8,8 +8,9 @@ import torch
 
 from golf.conf_files import CONF
 from golf.config import fingerprint, identity
-from tests.conftest import composed, wide
-from tests.models.test_every_model import moved
+from tests.helpers.models import moved
+from tests.helpers.runs import composed
+from tests.helpers.tiers import wide
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 FULL = "h100x8"  # the track that the other tests here look at

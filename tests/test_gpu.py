@@ -11,8 +11,7 @@ import torch
 
 from golf.config import Run
 from golf.models.kernels import choose_backend, sdpa
-from tests.test_loop import Job
-from tests.test_loop import job as job  # the fixture
+from tests.helpers.runs import Job
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = ["compute.device=cuda", "compute.precision=bf16"]

@@ -1,8 +1,6 @@
 """Whole toy runs: the folder, the result, repeatability, kills, stops, ranks."""
 
-import contextlib
 import errno
-import io
 import json
 import math
 import os
@@ -18,19 +16,17 @@ import torch
 
 from golf.artifact.file import read_artifact
 from golf.checkpoint import load_tensors, save_tensors
-from golf.compose import compose
 from golf.conf_files import CONF
 from golf.config import Run
 from golf.dist import Ranks
 from golf.errors import RunError, UserError
 from golf.keeping import LoopState
-from golf.launcher import jobs
-from golf.launcher.slots import whole_machine
 from golf.loop import accumulate, warm_up
 from golf.rundir import RunDir, choose_folder
 from golf.scoring import Scoring
-from golf.worker import explain, main
-from tests.conftest import toy_overrides, wide
+from golf.worker import explain
+from tests.helpers.runs import Job, toy_overrides
+from tests.helpers.tiers import wide
 
 ROOT = CONF.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -49,63 +45,6 @@ FILES = [
     "weights.safetensors", "artifact.golf", "result.json", "environment.json", "diff.patch",
 ]
 # fmt: on
-
-
-class Job:
-    """A run's folder and its worker command, as the door makes them."""
-
-    def __init__(self, run: Run):
-        data = Path(run.data_dir)
-        self.run = run
-        self.prepared = run.data.prepare(data, log=lambda line: None)
-        self.folder, self.finished = jobs.open_run(run, self.prepared, ["train.py"])
-        self.command, self.environment = jobs.worker_command(run, self.folder, whole_machine())
-        self.environment |= {"OMP_NUM_THREADS": "1"}
-
-    def start(self) -> subprocess.Popen:
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            self.command, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-        )
-
-    def go(self, code: int = 0) -> str:
-        """Run to the end; returns what it printed."""
-        worker = self.start()
-        out, err = worker.communicate(timeout=600)
-        assert worker.returncode == code, out + err
-        return out + err
-
-    def here(self, code: int = 0) -> str:
-        """The same on one rank without the seconds that a process takes to import torch."""
-        assert self.run.launch.nproc == 1
-        printed, handler = io.StringIO(), signal.getsignal(signal.SIGTERM)
-        try:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                found = main(str(self.folder.path))
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        assert found == code, printed.getvalue()
-        return printed.getvalue()
-
-    def result(self) -> dict:
-        return json.loads(self.folder.result.read_text())
-
-    def wait_for_step(self, worker: subprocess.Popen, step: int) -> None:
-        while worker.poll() is None:
-            if self.folder.metrics.exists() and f'"step": {step},' in self.folder.metrics.read_text():
-                return
-            time.sleep(0.01)
-        raise AssertionError(worker.communicate())
-
-
-@pytest.fixture
-def job(toy_folder: Path, tmp_path: Path) -> Callable[..., Job]:
-    """job(*overrides) -> a toy job in a folder of its own."""
-
-    def make(*extra: str, outputs: str = "outputs") -> Job:
-        return Job(compose(toy_overrides(toy_folder, [f"outputs={tmp_path / outputs}", *extra])))
-
-    return make
 
 
 def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) -> None:

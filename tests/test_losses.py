@@ -20,10 +20,9 @@ from golf.models import cross_entropy
 from golf.models.cross_entropy import softmax_loss, statistics
 from golf.models.lm import LM
 from golf.schedules import Tick
-from tests.conftest import composed, wide
-from tests.models.test_every_model import ids_for, moved
-from tests.test_loop import Job
-from tests.test_loop import job as job  # the fixture
+from tests.helpers.models import ids_for, moved
+from tests.helpers.runs import Job, composed
+from tests.helpers.tiers import wide
 
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 HEADS = sorted(path.stem for path in (CONF / "model" / "head").glob("*.yaml"))

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,9 @@ import torch
 from torch import Tensor
 
 from golf.checkpoint import load_tensors
-from golf.compose import compose
 from golf.dist import ALONE
-from tests.conftest import toy_overrides
+from tests.helpers.runs import Job
 from tests.ranks import CLIP, VARIANTS, clipped_apart, everything, on_ranks, steps
-from tests.test_loop import Job
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -69,14 +66,6 @@ def test_a_local_clip_is_of_each_rank(found: list[dict[str, Any]]) -> None:
     assert not close(steps({"clip_norm": CLIP}, ALONE, range(10, 11))["weights"], expected), (
         "it is not that of the mean"
     )
-
-
-@pytest.fixture
-def job(toy_folder: Path, tmp_path: Path) -> Callable[..., Job]:
-    def make(*extra: str, outputs: str) -> Job:
-        return Job(compose(toy_overrides(toy_folder, [f"outputs={tmp_path / outputs}", *extra])))
-
-    return make
 
 
 WHOLE_RUN = ["optimizer/update=[mousse,normuon]", "optimizer.clip_norm=0.3", "budget.max_steps=20"]

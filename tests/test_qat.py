@@ -16,7 +16,7 @@ from golf.models.lm import LM
 from golf.qat import Rounded, rounding_formats
 from golf.quant.formats import FormatConfig, IntConfig, decode_one
 from golf.schedules import Tick
-from tests.conftest import composed
+from tests.helpers.runs import composed
 
 
 def integers(formats: dict[str, FormatConfig]) -> list[str]:

@@ -10,8 +10,7 @@ from golf import quantize
 from golf.compose import compose
 from golf.config import fingerprint
 from golf.requantise import open_source
-from tests.conftest import toy_overrides
-from tests.test_loop import Job
+from tests.helpers.runs import Job, toy_overrides
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from golf.keeping import PASSES, EvalFiles
 from golf.models.lm import LM
 from golf.scoring import Scoring
 from golf.tokens.prepare import Prepared
-from tests.conftest import toy_overrides
+from tests.helpers.runs import Job, toy_overrides
 from tests.ranks import on_ranks
-from tests.test_loop import Job
 
 NGRAM = ["eval=ngram", "scale.seq=0.03125", "eval.evaluators.ngram.chunk_tokens=128"]
 

@@ -16,7 +16,7 @@ from golf.config import Run
 from golf.rundir import ROOT, RunDir
 from golf.sinks import ConsoleSink, JsonlSink, Sink, WandbConfig, WandbSink, wandb_entity
 from golf.worker import open_sinks
-from tests.conftest import wide
+from tests.helpers.tiers import wide
 
 RECORD = {"step": 3, "loss": 2.5, "step_ms": 12.0, "seconds_left": 61.0, "val_bpb": 1.5}
 FACTS = {

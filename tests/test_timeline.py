@@ -7,7 +7,7 @@ from rich.console import Console
 
 from golf.config import Run
 from golf.timeline import RATE, Timeline, Track, stages, timeline
-from tests.conftest import composed
+from tests.helpers.runs import composed
 
 CRAFT = [
     "experiment=pr584_baseline",

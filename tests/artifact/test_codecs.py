@@ -21,7 +21,7 @@ from golf.artifact.sections import Section
 from golf.conf_files import CONF
 from golf.errors import UserError
 from golf.nodes import rebuild
-from tests.conftest import wide
+from tests.helpers.tiers import wide
 
 CODECS: dict[str, CodecConfig] = {
     path.stem: rebuild(yaml.safe_load(path.read_text()), config_classes())

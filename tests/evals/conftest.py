@@ -8,7 +8,7 @@ import torch
 
 from golf.compose import compose
 from golf.models.lm import LM
-from tests.conftest import toy_overrides
+from tests.helpers.runs import toy_overrides
 
 BOS = 1
 

@@ -3,7 +3,7 @@ tests/test_experiments.py."""
 
 import pytest
 
-from tests.conftest import composed
+from tests.helpers.runs import composed
 
 OWN = ["pr401_v7", "pr401_v2", "pr401_sota254_ttt"]
 

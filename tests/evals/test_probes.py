@@ -18,8 +18,9 @@ from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
 from golf.tokens.tokenizer import ByteCounter
 from golf.tokens.verify import decoded_bytes
-from tests.conftest import quick, toy_overrides
 from tests.evals.test_scorers import LEARNERS
+from tests.helpers.runs import toy_overrides
+from tests.helpers.tiers import quick
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from golf.compose import compose
 from golf.dist import ALONE, Ranks
 from golf.errors import RunError
 from golf.evals.book import Book
-from tests.conftest import quick, toy_overrides
 from tests.evals.helpers import plain_counter, windows_of
 from tests.evals.test_scorers import BOS, LEARNERS, documents, lora, sgd
+from tests.helpers.runs import toy_overrides
+from tests.helpers.tiers import quick, tries_everything
 from tests.ranks import on_ranks
 
 CASES = LEARNERS | {
@@ -56,7 +57,7 @@ class Task:
 def found(
     request: pytest.FixtureRequest, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    task = Task(toy_folder, list(CASES) if request.config.getoption("--wide") else FEW)
+    task = Task(toy_folder, list(CASES) if tries_everything(request.config) else FEW)
     return task(ALONE), on_ranks(2, tmp_path_factory.mktemp("ranks") / "two", task)
 
 

@@ -22,7 +22,8 @@ from golf.launcher.cells import Cell
 from golf.launcher.grid import Plan
 from golf.launcher.local import LocalAttempt
 from golf.launcher.slots import Slot
-from tests.conftest import quick
+from tests.helpers.processes import processes_in, wait_until
+from tests.helpers.tiers import quick
 
 FAKE = str(Path(__file__).with_name("fake_worker.py"))
 NO_PLAN = Plan(None, None, (), {})
@@ -58,27 +59,6 @@ MORE = {
 }
 
 Sweep = Callable[..., list[sweep.Outcome]]
-
-
-def processes_in(folder: Path) -> list[str]:
-    """Command lines that name this folder, of processes that are alive (Linux)."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (OSError, IndexError):
-            continue
-        if str(folder) in line and state != "Z" and int(process.name) != os.getpid():
-            found.append(line)
-    return found
-
-
-def wait_until(true: Callable[[], object], seconds: float = 600.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from golf.launcher.slurm import executor, queue, script
 from golf.launcher.slurm.config import SlurmLaunch
 from golf.launcher.tables import standings
 from golf.rundir import RunDir
-from tests.conftest import wide
-from tests.launcher.test_failures import FAKE, NO_PLAN, Sweep, processes_in, starts, wait_until
+from tests.helpers.processes import processes_in, wait_until
+from tests.helpers.tiers import wide
+from tests.launcher.test_failures import FAKE, NO_PLAN, Sweep, starts
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 TOY_SLURM = ["launch=slurm", "compute.device=cpu", "launch.cpus=1", "launch.poll_seconds=0.1", "sweep_label=table"]

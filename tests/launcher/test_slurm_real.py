@@ -14,9 +14,9 @@ from golf import report
 from golf.conf_files import CONF
 from golf.launcher.slurm import queue
 from golf.rundir import RunDir
-from tests.conftest import toy_overrides
+from tests.helpers.processes import wait_until
+from tests.helpers.runs import toy_overrides
 from tests.launcher.cluster import cluster, why_not
-from tests.launcher.test_failures import wait_until
 from tests.launcher.test_sweeps import whole_lines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3000)]

@@ -20,8 +20,9 @@ from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import read_standing
 from golf.rundir import RunDir
 from hydra_plugins.golf_sweeper import plan_of
-from tests.conftest import quick, toy_overrides
-from tests.launcher.test_failures import processes_in, wait_until
+from tests.helpers.processes import processes_in, wait_until
+from tests.helpers.runs import toy_overrides
+from tests.helpers.tiers import quick
 
 ROOT = CONF.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))

@@ -12,8 +12,7 @@ from golf.config import Run
 from golf.models.agents import mean_so_far
 from golf.models.lm import LM
 from golf.models.norms import norm
-from tests.models.helpers import context_of
-from tests.models.test_every_model import ids_for, moved
+from tests.helpers.models import context_of, ids_for, moved
 
 STACKS = pytest.mark.parametrize("stack", ["agents", "agents_mean"])
 

@@ -18,8 +18,7 @@ from golf.models.layers import layer_set
 from golf.models.norms import norm
 from golf.models.rope import RopeConfig, rotary_tables, rotate
 from golf.models.slots import Attend, Frame
-from tests.models.helpers import context_of, qkv
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, moved, qkv
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from golf.models.norms import norm
 from golf.models.value_norm import NormGate
 from golf.models.value_residual import FIRST, GateResidual, HalfResidual, PairResidual
 from golf.models.xsa import XSA
-from tests.models.helpers import context_of, qkv
-from tests.models.test_every_model import built, ids_for
+from tests.helpers.models import built, context_of, ids_for, qkv
 
 
 def part_of(toy: Callable[..., Run], group: str, name: str, layer: int = 1) -> nn.Module:

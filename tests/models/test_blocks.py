@@ -16,8 +16,7 @@ from golf.errors import UserError
 from golf.losses import CROSS_ENTROPY
 from golf.models.norms import norm
 from golf.models.slots import Context
-from tests.models.helpers import context_of
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, moved
 
 
 def test_mlps_are_their_formulas() -> None:

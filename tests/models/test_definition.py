@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from golf.config import Run
 from golf.models.norms import norm
-from tests.models.test_every_model import ids_for, moved
+from tests.helpers.models import ids_for, moved
 
 
 def test_pr584_control_against_its_definition(toy: Callable[..., Run]) -> None:

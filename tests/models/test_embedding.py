@@ -11,8 +11,7 @@ from golf.errors import UserError
 from golf.models.init import power_law_spectrum_
 from golf.models.slots import Frame
 from golf.models.smear import GatedSmear, Smear
-from tests.models.helpers import context_of
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, moved
 
 
 def test_smear_does_not_cross_the_start_of_a_document() -> None:

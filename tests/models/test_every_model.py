@@ -1,7 +1,6 @@
 """Every model YAML: builds, starts near log(vocab), is causal, and trains all that it should."""
 
 import math
-import re
 import sys
 import types
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from golf.artifact.file import read_artifact, write_artifact
 from golf.compose import compose
-from golf.conf_files import CONF
 from golf.config import Run
 from golf.models.kernels import choose_backend, sdpa
 from golf.models.lm import LM
@@ -25,47 +23,9 @@ from golf.models.tiled import tiled
 from golf.optim.optimizer import OptimizerConfig
 from golf.quant.formats import FloatConfig
 from golf.roles import roles_of
-from golf.schedules import Tick
-from tests.conftest import quick
-
-ALL = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in (CONF / "model").rglob("*.yaml"))
-
-
-def override_of(choice: str) -> str | None:
-    """The choice of a part that a whole model is the baseline with, if it is no more than that; model=baseline for the
-    baseline's own parts."""
-    group, _, name = choice.partition("=")
-    lines = [line.split("#")[0].rstrip() for line in (CONF / group / f"{name}.yaml").read_text().splitlines()]
-    own = [line for line in lines if line and line not in ("defaults:", "  - baseline", "  - _self_")]
-    if group == "model":
-        found = re.fullmatch(r"  - override (\S+): (\S+)", own[0])
-        return f"model/{found[1]}={found[2]}" if found and len(own) == 1 else None
-    part = f"  - {group.removeprefix('model/')}: {name}"
-    return "model=baseline" if part in (CONF / "model/baseline.yaml").read_text().splitlines() else None
-
-
-SAME = {choice: other for choice in ALL if (other := override_of(choice)) is not None}
-CHOICES = [choice for choice in ALL if choice not in SAME]
-
-
-def classes_of(choice: str) -> tuple[str, ...]:
-    """What a YAML is made of; its own name where it only puts others together."""
-    found = re.findall(r"_target_: (\S+)", (CONF / f"{choice.replace('=', '/')}.yaml").read_text())
-    return tuple(found) or (choice,)
-
-
-# Of those that differ in numbers and switches alone.
-FIRST = {classes_of(choice): choice for choice in reversed(CHOICES)}
-FEW = ("model/stack=unet", "model=mla_128", "model=pause_delay")
-
-
-def built(run: Run) -> LM:
-    torch.manual_seed(0)
-    return run.model.build()
-
-
-def ids_for(run: Run, rows: int = 2, length: int = 24) -> Tensor:
-    return torch.randint(run.model.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
+from tests.helpers.model_choices import CHOICES, FEW, FIRST, SAME
+from tests.helpers.models import built, ids_for, moved
+from tests.helpers.tiers import quick
 
 
 @pytest.fixture(scope="module", params=quick(FIRST.values(), CHOICES))
@@ -77,21 +37,6 @@ def chosen_model(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def run(chosen_model: str, toy: Callable[..., Run]) -> Run:
     return toy(chosen_model, "scale.seq=0.03125")  # sizes by length as for texts of 32
-
-
-def moved(run: Run, steps: int = 2, dead: list[list[str]] | None = None) -> LM:
-    """A model after a few steps, so that matrices that begin at zero do something. dead: gets the names of what had no
-    gradient, at each step."""
-    model = built(run)
-    optimizer = run.optimizer.build(model, torch.float32)
-    ids = ids_for(run, rows=4)
-    for step in range(steps):
-        optimizer.zero_grad()
-        torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
-        if dead is not None:
-            dead.append([n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0])
-        optimizer.step(1.0, Tick(step, 0.5, 10))
-    return model
 
 
 # two factors in a row that begin at zero: what stands before them lives from the second step on

@@ -21,8 +21,8 @@ from golf.models.lm import LM
 from golf.models.norms import norm
 from golf.models.seeded import Drawn, Seeded, SeededDense
 from golf.roles import roles_of
-from tests.conftest import composed
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, ids_for, moved
+from tests.helpers.runs import composed
 
 RECOMMENDED = ["siren", "hypernetwork", "seeded", "nca"]
 FORMS = [*RECOMMENDED, "siren_pr", "hypernetwork_pr", "seeded_dense", "nca_pr"]

@@ -16,8 +16,8 @@ from golf.models.low_rank import EigenConfig
 from golf.models.slots import Frame
 from golf.models.tensor_train import TensorTrainConfig, modes
 from golf.plan import outline
-from tests.conftest import composed
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, ids_for, moved
+from tests.helpers.runs import composed
 
 DENSE = DenseConfig(init="uniform", residual="zero")
 X = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))

@@ -17,9 +17,8 @@ from golf.models.rope import rotary_tables, rotate
 from golf.models.slots import Attend, Frame
 from golf.models.tiled import tiled
 from golf.plan import _cache
-from tests.conftest import composed
-from tests.models.helpers import context_of
-from tests.models.test_every_model import ids_for, moved
+from tests.helpers.models import context_of, ids_for, moved
+from tests.helpers.runs import composed
 
 HEADS = ("model.mixer.heads=4", "model.mixer.kv_heads=2")
 

@@ -8,7 +8,7 @@ import torch
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.norms import norm
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, ids_for, moved
 
 
 def test_equals_the_product_written_out(toy: Callable[..., Run]) -> None:

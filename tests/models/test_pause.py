@@ -14,8 +14,7 @@ from golf.models.norms import norm
 from golf.models.pause import Pause, PauseConfig
 from golf.tokens.tokenizer import ByteCounter
 from tests.evals.helpers import score, windows_of
-from tests.models.helpers import context_of
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, moved
 
 PAUSE = "model.embed.features.pause"
 

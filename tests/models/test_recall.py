@@ -11,7 +11,7 @@ from golf.config import Run
 from golf.errors import UserError
 from golf.models.lm import LM
 from golf.models.recall import Recall
-from tests.models.test_every_model import built, ids_for
+from tests.helpers.models import built, ids_for
 
 GROUPS = ("features", "input", "mixer", "output", "residual", "rope", "stack", "value", "window")
 PARTS = [f"model/{group}={path.stem}" for group in GROUPS for path in sorted((CONF / "model" / group).glob("*.yaml"))]

@@ -16,8 +16,7 @@ from golf.models.layers import layer_span
 from golf.models.loops import Visit
 from golf.models.slots import Context
 from golf.schedules import Tick
-from tests.models.helpers import context_of
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, moved
 
 
 def order(toy: Callable[..., Run], *overrides: str, stage: int = -1) -> list[int]:

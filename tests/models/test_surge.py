@@ -17,8 +17,7 @@ from golf.models.norms import norm
 from golf.models.surge import ENTERED
 from golf.models.surge_error import GRU, Change, ErrorSignal, MinGRU, prefix_scan
 from golf.schedules import Tick
-from tests.models.helpers import context_of
-from tests.models.test_every_model import built, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, moved
 
 V1, V2 = ("model/stack=surge", "model.stack.chunk=8"), ("model/stack=surge_two_pass", "model.stack.chunk=8")
 ROUTINGS = ("replay", "drop", "single")

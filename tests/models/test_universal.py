@@ -11,8 +11,7 @@ from golf.config import Run
 from golf.losses import NLL
 from golf.models.slots import Frame
 from golf.models.universal import Universal, UniversalConfig
-from tests.models.helpers import context_of
-from tests.models.test_every_model import ids_for, moved
+from tests.helpers.models import context_of, ids_for, moved
 
 D = 8
 

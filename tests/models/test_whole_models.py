@@ -12,7 +12,8 @@ from golf.config import Run
 from golf.dist import ALONE
 from golf.errors import UserError
 from golf.quant.calibration import RandomTextConfig, Source, measure
-from tests.models.test_every_model import ids_for, moved
+from tests.helpers.models import ids_for, moved
+from tests.helpers.tiers import tries_everything
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
@@ -35,7 +36,7 @@ def test_every_quantiser_stores_it_or_says_why_not(
     hessians = measure(RandomTextConfig(tokens=96), source)
     with torch.no_grad():
         before = model.log_probs(ids)
-    for quant in QUANTS if pytestconfig.getoption("--wide") else [own]:
+    for quant in QUANTS if tries_everything(pytestconfig) else [own]:
         chosen = toy(f"quant={quant}").quant
         try:
             chosen.assign(roles)

@@ -21,7 +21,7 @@ from golf.quant.calibration import gradient_power
 from golf.quant.formats import IntConfig
 from golf.quant.rounding import PLAIN
 from golf.quant.steps import SDClipConfig
-from tests.conftest import quick
+from tests.helpers.tiers import quick
 from tests.quant.test_calibration import Given, ids, model_of, source
 
 Toy = Callable[..., Run]

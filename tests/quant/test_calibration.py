@@ -13,7 +13,7 @@ from golf.dist import ALONE, Ranks
 from golf.models.linear import Dense
 from golf.models.lm import LM
 from golf.quant.calibration import CalibrationConfig, Inputs, RandomTextConfig, SelfTextConfig, Source, measure
-from tests.test_loop import Job, job  # noqa: F401
+from tests.helpers.runs import Job
 
 Toy = Callable[..., Run]
 
@@ -143,7 +143,7 @@ def test_own_text_follows_the_model(toy: Toy) -> None:
     assert torch.equal(drawn[:, 1:], likeliest[:, :-1])
 
 
-def test_training_text_counts_as_training_and_the_scored_text_is_not_read(job: Callable[..., Job]) -> None:  # noqa: F811
+def test_training_text_counts_as_training_and_the_scored_text_is_not_read(job: Callable[..., Job]) -> None:
     run = job("quant=int6_gptq")
     run.here()
     result = run.result()
@@ -156,7 +156,7 @@ def test_training_text_counts_as_training_and_the_scored_text_is_not_read(job: C
     assert drawn.result()["counted_seconds"] == pytest.approx(drawn.result()["phases"]["train"]["seconds"])
 
 
-def test_time_is_kept_for_what_counts_and_all_of_it_ends_in_time(job: Callable[..., Job]) -> None:  # noqa: F811
+def test_time_is_kept_for_what_counts_and_all_of_it_ends_in_time(job: Callable[..., Job]) -> None:
     clock = ["budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=4", "quant=int6_gptq"]
     run = job(*clock, "quant.calibration.tokens=8192")
     printed = run.here()
@@ -169,6 +169,6 @@ def test_time_is_kept_for_what_counts_and_all_of_it_ends_in_time(job: Callable[.
     assert "kept for calibration" not in free.here()
 
 
-def test_a_budget_that_calibration_would_eat_is_refused(job: Callable[..., Job]) -> None:  # noqa: F811
+def test_a_budget_that_calibration_would_eat_is_refused(job: Callable[..., Job]) -> None:
     run = job("budget.max_seconds=0.001", "quant=int6_gptq")
     assert "budget.max_seconds=0.001: the calibration alone takes" in run.here(code=1)

@@ -27,7 +27,8 @@ from golf.quant.formats import FloatConfig, FormatConfig, IntConfig, decode_one,
 from golf.quant.rounding import How, NearestConfig
 from golf.quant.steps import LeastErrorConfig, MaxAbsConfig, QuantileConfig, SDClipConfig, SearchConfig, StepConfig
 from golf.roles import roles_of
-from tests.conftest import composed, quick
+from tests.helpers.runs import composed
+from tests.helpers.tiers import quick
 
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 CODECS = sorted(path.stem for path in (CONF / "codec").glob("*.yaml"))

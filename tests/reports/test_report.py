@@ -19,7 +19,7 @@ from golf.reports.figures import figures, front
 from golf.reports.grids import models_grid, notes_of
 from golf.reports.load import differences, load
 from golf.reports.references import references
-from tests.conftest import wide
+from tests.helpers.tiers import wide
 from tests.reports.helpers import BYTES, ENVIRONMENT, TOKENS, run, sweep
 
 GOOD = {

@@ -24,7 +24,7 @@ from golf.search import drive
 from golf.search.book import JOURNAL, Book, Trial
 from golf.search.confirm import Found
 from golf.search.space import search_of
-from tests.launcher.test_failures import processes_in, wait_until
+from tests.helpers.processes import processes_in, wait_until
 
 FAKE = str(Path(__file__).with_name("fake_trial.py"))
 LR = "optimizer.groups.matrices.lr"

@@ -11,8 +11,8 @@ import pytest
 from golf import report
 from golf.launcher.processes import ATTEMPT
 from golf.rundir import RunDir
-from tests.conftest import toy_overrides
-from tests.launcher.test_failures import processes_in, wait_until
+from tests.helpers.processes import processes_in, wait_until
+from tests.helpers.runs import toy_overrides
 from tests.launcher.test_sweeps import ROOT, Door, door, logged  # noqa: F401
 
 LR = "optimizer.groups.matrices.lr"

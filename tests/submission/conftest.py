@@ -16,7 +16,7 @@ from golf.launcher import jobs
 from golf.rundir import RunDir
 from golf.submission.logs import last_line
 from golf.tokens.prepare import Prepared
-from tests.conftest import toy_overrides
+from tests.helpers.runs import toy_overrides
 from tests.submission.bare import run_script
 
 

@@ -12,7 +12,8 @@ from golf.conf_files import CONF
 from golf.nodes import configs
 from golf.submission.bundle import bundle, recipe_of
 from golf.submission.pack import pack
-from tests.conftest import composed, wide
+from tests.helpers.runs import composed
+from tests.helpers.tiers import wide
 from tests.submission.conftest import Trained
 
 QUANTISERS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))

@@ -12,7 +12,7 @@ from golf.submission.compare import compare
 from golf.submission.entry import TRACKS, Entry
 from golf.submission.gate import ALWAYS, against, refusing
 from golf.submission.pack import Packed
-from tests.conftest import composed
+from tests.helpers.runs import composed
 from tests.reports.helpers import sweep
 
 GOOD = {"control": {1: 2.000, 2: 2.002, 3: 2.001}, "mine": {1: 1.950, 2: 1.952, 3: 1.951}}

@@ -1,0 +1,35 @@
+"""Every YAML of conf/model, and which of them differ in classes and not in numbers alone."""
+
+import re
+
+from golf.conf_files import CONF
+
+ALL = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in (CONF / "model").rglob("*.yaml"))
+
+
+def override_of(choice: str) -> str | None:
+    """The choice of a part that a whole model is the baseline with, if it is no more than that; model=baseline for the
+    baseline's own parts."""
+    group, _, name = choice.partition("=")
+    lines = [line.split("#")[0].rstrip() for line in (CONF / group / f"{name}.yaml").read_text().splitlines()]
+    own = [line for line in lines if line and line not in ("defaults:", "  - baseline", "  - _self_")]
+    if group == "model":
+        found = re.fullmatch(r"  - override (\S+): (\S+)", own[0])
+        return f"model/{found[1]}={found[2]}" if found and len(own) == 1 else None
+    part = f"  - {group.removeprefix('model/')}: {name}"
+    return "model=baseline" if part in (CONF / "model/baseline.yaml").read_text().splitlines() else None
+
+
+SAME = {choice: other for choice in ALL if (other := override_of(choice)) is not None}
+CHOICES = [choice for choice in ALL if choice not in SAME]
+
+
+def classes_of(choice: str) -> tuple[str, ...]:
+    """What a YAML is made of; its own name where it only puts others together."""
+    found = re.findall(r"_target_: (\S+)", (CONF / f"{choice.replace('=', '/')}.yaml").read_text())
+    return tuple(found) or (choice,)
+
+
+# Of those that differ in numbers and switches alone.
+FIRST = {classes_of(choice): choice for choice in reversed(CHOICES)}
+FEW = ("model/stack=unet", "model=mla_128", "model=pause_delay")
