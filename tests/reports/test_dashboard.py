@@ -16,7 +16,7 @@ from golf.config import Run
 from golf.keeping import LoopState
 from golf.loop import describe
 from golf.reports import dashboard
-from tests.test_loop import SCHEMA_KEYS
+from tests.helpers.schema import SCHEMA_KEYS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # about pydantic
 SWEEPS, ROWS = ["table", "lr.a+b-1"], ["baseline", "swiglu"]
