@@ -1,23 +1,21 @@
-"""Whole toy runs: the folder, the result, repeatability, kills, stops, ranks."""
+"""Whole toy runs in this process: the folder, the result, repeatability, kills, stops."""
 
 import errno
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from golf import loop
 from golf.artifact.file import read_artifact
 from golf.checkpoint import load_tensors, save_tensors
-from golf.conf_files import CONF
-from golf.config import Run
+from golf.config import Recipe, Run
 from golf.dist import Ranks
 from golf.errors import RunError, UserError
 from golf.keeping import LoopState
@@ -25,31 +23,16 @@ from golf.loop import accumulate, warm_up
 from golf.rundir import RunDir, choose_folder
 from golf.scoring import Scoring
 from golf.worker import explain
-from tests.helpers.runs import Job, toy_overrides
-from tests.helpers.tiers import wide
+from tests.helpers.runs import Job, assert_same_run
+from tests.helpers.schema import FILES, SCHEMA_KEYS
+from tests.helpers.tiers import slow
 
-ROOT = CONF.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))
-# fmt: off
-SCHEMA_KEYS = [
-    "schema", "status", "label", "fingerprint", "config_hash", "seed", "sweep", "row", "parent", "data", "track",
-    "val_bpb", "val_loss", "evals", "raw_bpb", "pre_quant_bpb", "post_quant_bpb", "quant_gap_bpb", "artifact_bytes",
-    "code_bytes", "total_bytes", "cap_bytes", "fits", "bits_per_param", "params", "params_stored",
-    "params_repeated", "blocks_stored", "effective_depth", "phases",
-    "steps", "train_tokens", "train_seconds", "quant_seconds", "eval_seconds", "wall_seconds", "step_ms",
-    "step_ms_mean", "tokens_per_second", "peak_memory_bytes", "deterministic", "world_size", "device", "precision",
-    "legal", "legality", "environment",
-]
-FILES = [
-    "config.json", "config.yaml", "command.txt", "status.json", "metrics.jsonl", "log", "checkpoint",
-    "weights.safetensors", "artifact.golf", "result.json", "environment.json", "diff.patch",
-]
-# fmt: on
 
 
 def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) -> None:
-    one = job("eval=sliding", "average=ema", "eval.every_steps=4", "budget.max_steps=30", "schedule.steps=10")
-    printed = one.go()
+    one = job("eval=sliding", "average=ema", "eval.every_steps=10", "budget.max_steps=30", "schedule.steps=10")
+    printed = one.here()
     result = one.result()
     assert set(SCHEMA_KEYS) <= set(result) and result["status"] == "done"
     assert all((one.folder.path / name).exists() for name in FILES)
@@ -67,7 +50,7 @@ def test_a_run_leaves_a_whole_folder_and_a_sane_result(job: Callable[..., Job]) 
     assert result["phases"]["train"]["reads"] == ["train"] and result["phases"]["eval"]["reads"] == ["val"]
     assert json.loads(one.folder.status.read_text())["state"] == "done"
     records = [json.loads(line) for line in one.folder.metrics.read_text().splitlines()]
-    assert [r["step"] for r in records if "val_bpb" in r] == [4, 8, 12, 16, 20, 24, 28]
+    assert [r["step"] for r in records if "val_bpb" in r] == [10, 20]
     assert records[-1]["step"] == 30 and records[0]["step"] == 1
     averaged, _ = load_tensors(one.folder.weights)
     assert set(averaged) == {name for name, _ in one.run.model.build_on_meta().named_parameters()}
@@ -88,10 +71,31 @@ def test_training_on_the_scored_text_is_illegal_and_says_so(job: Callable[..., J
 
 def test_repeated_runs_are_bitwise_the_same(job: Callable[..., Job]) -> None:
     runs = [job("loader=shuffled", outputs=name) for name in ("a", "b")]
-    runs[0].go()
-    runs[1].here()
+    for one in runs:
+        one.here()
     assert runs[0].folder.artifact.read_bytes() == runs[1].folder.artifact.read_bytes()
     assert runs[0].result()["val_bpb"] == runs[1].result()["val_bpb"]
+
+
+class Killed(BaseException):
+    """Ends a run in this process as SIGKILL ends a process: nothing is saved on the way out."""
+
+
+def at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run in this process call `act` once, after this step and before anything is saved of it."""
+
+    def describe(run: Recipe, state: LoopState, *rest: Any) -> dict[str, Any]:
+        if state.step == step:
+            monkeypatch.setattr(loop, "describe", real)
+            act()
+        return real(run, state, *rest)
+
+    real = loop.describe
+    monkeypatch.setattr(loop, "describe", describe)
+
+
+def kill() -> None:
+    raise Killed
 
 
 CRAFT = {  # the first kill is before things change, the second after
@@ -107,88 +111,47 @@ CRAFT = {  # the first kill is before things change, the second after
     "distill": ["average=lawa", "average.every_steps=4", "late=distill", "late.share=0.4"],
     "curriculum": ["curriculum=[length,batch]", "curriculum.length.share=0.4", "curriculum.batch.parts=2"],
 }
+RESUMED = ["loader=shuffled", "schedule.steps=20", "budget.max_steps=24", "checkpoint.every_steps=3"]
 
 
-@pytest.mark.parametrize("craft", [CRAFT[k] if k == "replay" else wide(CRAFT[k]) for k in CRAFT], ids=CRAFT)
-def test_killed_and_resumed_is_bitwise_the_same(craft: list[str], job: Callable[..., Job]) -> None:
-    """SIGKILL somewhere in the middle, twice; averages, momenta, the position in the data and all else come back."""
-    settings = [
-        *craft,
-        "loader=shuffled",
-        "schedule.steps=30",
-        "budget.max_steps=40",
-        "checkpoint.every_steps=3",
-        "log.every_steps=1",
-    ]
+@pytest.mark.parametrize("craft", [CRAFT[k] if k == "replay" else slow(CRAFT[k]) for k in CRAFT], ids=CRAFT)
+def test_killed_and_resumed_is_bitwise_the_same(
+    craft: list[str], job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, twice: averages, momenta, the position in the data and all else come back."""
+    settings = [*craft, *RESUMED, "log.every_steps=1"]
     whole, broken = job(*settings, outputs="whole"), job(*settings, outputs="broken")
     whole.here()
-    for step in (5, 27):
-        worker = broken.start()
-        broken.wait_for_step(worker, step)
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.communicate()
+    for step in (5, 17):
+        at_step(step, kill, monkeypatch)
+        with pytest.raises(Killed):
+            broken.here()
         assert not broken.folder.result.exists()
-    printed = broken.go()
-    assert "resumed at step" in printed
-    assert whole.folder.artifact.read_bytes() == broken.folder.artifact.read_bytes()
-    steps = [json.loads(line)["step"] for line in broken.folder.metrics.read_text().splitlines()]
-    assert steps == list(range(1, 41)), "metrics have each step once"
-    result = broken.result()
-    assert result["train_tokens"] == whole.result()["train_tokens"] and result["steps"] == 40
-    assert result["phases"]["train"]["seconds"] == pytest.approx(result["train_seconds"])
-    _, meta = load_tensors(broken.folder.checkpoint)
-    assert len(meta["step_seconds"]) == 40 and sum(meta["step_seconds"]) == pytest.approx(result["train_seconds"])
-    assert result["wall_seconds"] > result["train_seconds"]
+    assert "resumed at step 15" in broken.here()
+    assert_same_run(whole, broken, steps=24)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", wide("SIGINT"), wide("SIGUSR2")])
-def test_a_signal_saves_and_stops_and_the_next_start_goes_on(name: str, job: Callable[..., Job]) -> None:
-    """Also where a cluster's scheduler and what passes its signals on send it twice."""
-    one = job("budget.max_steps=3000", "log.every_steps=1")
-    worker = one.start()
-    one.wait_for_step(worker, 5)
-    for _ in range(1 if name == "SIGINT" else 3):
-        worker.send_signal(signal.Signals[name])
-        time.sleep(0.02)
-    _, err = worker.communicate(timeout=600)
-    assert worker.returncode == 130 and f"stopped by {name}" in err and "Traceback" not in err
+def test_a_signal_saves_and_stops_and_the_next_start_goes_on(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a cluster's scheduler and what passes its signals on send it more than once."""
+    one = job("budget.max_steps=12", "log.every_steps=1")
+    at_step(5, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(3)] and None, monkeypatch)
+    printed = one.here(code=130)
+    assert "stopped by SIGTERM" in printed and "saved: step 5" in printed and "Traceback" not in printed
     assert json.loads(one.folder.status.read_text())["state"] == "stopped"
-    _, meta = load_tensors(one.folder.checkpoint)
-    assert f"saved: step {meta['step']}" in err and meta["step"] >= 5
-    again = one.start()
-    one.wait_for_step(again, meta["step"] + 1)
-    os.killpg(again.pid, signal.SIGKILL)
-    assert f"resumed at step {meta['step']}" in again.communicate()[0]
+    assert load_tensors(one.folder.checkpoint)[1]["step"] == 5
+    assert "resumed at step 5" in one.here()
 
 
-@pytest.mark.parametrize("model", ["model=baseline", "model/stack=recurrence_untied"])
-def test_two_ranks_train_as_one(model: str, job: Callable[..., Job]) -> None:
-    """Also where parts have no gradient in some steps: before the loop joins, its own scales and skips are unused."""
-    one, two = job(model, outputs="one"), job(model, "launch.nproc=2", outputs="two")
-    assert one.folder.path.name == two.folder.path.name, "the number of ranks is no part of a run's identity"
-    one.here()
-    two.go()
-    first, second = one.result(), two.result()
-    assert second["world_size"] == 2 and first["train_tokens"] == second["train_tokens"]
-    assert first["val_bpb"] == pytest.approx(second["val_bpb"], abs=1e-4)
-    ours, theirs = load_tensors(one.folder.weights)[0], load_tensors(two.folder.weights)[0]
-    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-3
-    losses = [[json.loads(x)["loss"] for x in j.folder.metrics.read_text().splitlines()] for j in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3), "what is logged is the mean over ranks"
-
-
-def test_two_ranks_stop_cleanly_as_a_command(toy_folder: Path, tmp_path: Path) -> None:
-    """SIGTERM to the door of a run on two ranks: saved, one line, the run's own exit code, nobody left."""
-    base = ["launch.nproc=2", "budget.max_steps=3000", "log.every_steps=1", f"outputs={tmp_path}"]
-    command = [sys.executable, str(ROOT / "golf" / "train.py"), *toy_overrides(toy_folder, base)]
-    door = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while door.poll() is None and not any('"step": 5,' in m.read_text() for m in tmp_path.rglob("metrics.jsonl")):
-        time.sleep(0.05)
-    door.send_signal(signal.SIGTERM)
-    _, err = door.communicate(timeout=600)
-    assert door.returncode == 130 and len(err.splitlines()) == 1 and "stopped by SIGTERM" in err, err
-    with pytest.raises(ProcessLookupError):
-        os.killpg(door.pid, 0)
+def test_a_second_process_on_one_run_is_refused(job: Callable[..., Job]) -> None:
+    """Whoever holds the folder's lock is at work there: no worker starts, and no door describes the run anew."""
+    one = job("budget.max_steps=3000")
+    with one.folder.lock():
+        assert "is at work here; wait for it or stop it" in one.here(code=1)
+        with pytest.raises(RunError, match="is at work here"):
+            job("budget.max_steps=3000", "log.every_steps=5")
+    assert json.loads(one.folder.config.read_text())["run"]["log"]["every_steps"] == 2
 
 
 def test_gradients_do_not_depend_on_the_microbatch(toy: Callable[..., Run]) -> None:
@@ -212,15 +175,6 @@ def test_a_loss_that_is_no_number_stops_with_the_step(job: Callable[..., Job]) -
     assert "loss became" in printed and "at step" in printed and "saved: step" in printed
     assert "Traceback" not in printed and not one.folder.result.exists()
     assert json.loads(one.folder.status.read_text())["state"] == "failed"
-
-
-def test_a_second_process_on_one_run_is_refused(job: Callable[..., Job]) -> None:
-    one = job("budget.max_steps=3000", "log.every_steps=1")
-    worker = one.start()
-    one.wait_for_step(worker, 2)
-    assert "is at work here; wait for it or stop it" in one.here(code=1)
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.communicate()
 
 
 @pytest.mark.parametrize(
@@ -261,26 +215,15 @@ def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job], monkeypat
 
 def test_a_finished_folder_is_never_rewritten(job: Callable[..., Job]) -> None:
     """A worker that was started while another finished the run writes nothing."""
-    one = job()
+    one = job("budget.max_steps=2")
     one.here()
     before = {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir() if path.name != ".lock"}
     assert "is finished already" in one.here()
     assert {p.name: p.stat().st_mtime_ns for p in one.folder.path.iterdir() if p.name != ".lock"} == before
 
 
-def test_a_run_at_work_is_not_redescribed(job: Callable[..., Job]) -> None:
-    one = job("budget.max_steps=3000", "log.every_steps=1")
-    worker = one.start()
-    one.wait_for_step(worker, 2)
-    with pytest.raises(RunError, match="is at work here"):
-        job("budget.max_steps=3000", "log.every_steps=5")
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.communicate()
-    assert json.loads(one.folder.config.read_text())["run"]["log"]["every_steps"] == 1
-
-
 def test_a_run_cut_by_the_clock_is_not_called_deterministic(job: Callable[..., Job]) -> None:
-    one = job("budget.max_steps=100000", "budget.max_seconds=0.5")
+    one = job("budget.max_steps=100000", "budget.max_seconds=0.2")
     one.here()
     assert not one.result()["deterministic"]
 
@@ -293,23 +236,23 @@ def test_damaged_checkpoints_are_named(job: Callable[..., Job]) -> None:
 
 
 def test_wall_clock_runs_say_so_and_stop_in_time(job: Callable[..., Job]) -> None:
-    one = job("budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=1.5")
+    one = job("budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=0.5")
     one.here()
     result = one.result()
-    assert not result["deterministic"] and 1.5 <= result["train_seconds"] < 10
+    assert not result["deterministic"] and 0.5 <= result["train_seconds"] < 5
 
 
 def test_finished_folders_and_reruns(job: Callable[..., Job]) -> None:
-    one = job()
+    one = job("budget.max_steps=2")
     one.here()
     before = {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir()}
-    again = job()
+    again = job("budget.max_steps=2")
     assert again.finished is not None and again.folder == one.folder
     assert {path.name: path.stat().st_mtime_ns for path in one.folder.path.iterdir()} == before
-    rerun = job("rerun=true")
+    rerun = job("budget.max_steps=2", "rerun=true")
     assert rerun.finished is None and rerun.folder.path.name == one.folder.path.name + "-r2"
     rerun.here()
-    assert job().folder == rerun.folder
+    assert job("budget.max_steps=2").folder == rerun.folder
 
 
 def test_folder_names(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from golf.optim.rows import RowsConfig
 from golf.optim.sam import AscentConfig
 from golf.optim.update import UpdatePartConfig
 from golf.schedules import Constant, Ramp, Tick
-from tests.ranks import AFTER, BEFORE, VARIANTS, Toy, backward, config, muon, steps
+from tests.helpers.toy_matrices import AFTER, BEFORE, VARIANTS, Toy, backward, config, muon, steps
 
 NOW = Tick(step=3, progress=0.3, steps_left=7)
 YAMLS = sorted(path.relative_to(CONF).with_suffix("") for path in (CONF / "optimizer").rglob("*.yaml"))

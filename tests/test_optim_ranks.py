@@ -4,6 +4,8 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +15,23 @@ from torch import Tensor
 from golf.checkpoint import load_tensors
 from golf.dist import ALONE
 from tests.helpers.runs import Job
-from tests.ranks import CLIP, VARIANTS, clipped_apart, everything, on_ranks, steps
+from tests.helpers.ranks import on_processes, on_threads
+from tests.helpers.toy_matrices import CLIP, CUT, TASKS, VARIANTS, WHOLE, clipped_apart, everything, steps
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """everything() of each of so many ranks."""
-    return on_ranks(request.param, tmp_path_factory.mktemp("ranks") / "meeting", everything)
+@cache
+def alone(variant: str) -> dict[str, Any]:
+    """steps() of one rank."""
+    return steps(VARIANTS[variant], ALONE, WHOLE)
+
+
+@cache
+def on_several(world: int, task: str) -> list[dict[str, Any]]:
+    """What a task comes to on each of so many ranks, as threads."""
+    return on_threads(world, TASKS[task])
+
+
+WORLDS = [2, 3]
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -31,38 +43,54 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_ranks_together_are_one_rank(variant: str, found: list[dict[str, Any]]) -> None:
-    """20 steps, the first ten without one block, with a gradient that one rank alone has throughout."""
-    alone = steps(VARIANTS[variant], ALONE, range(20))
+@pytest.mark.parametrize("world", WORLDS)
+def test_ranks_together_are_one_rank(world: int, variant: str) -> None:
+    """The first half of the steps without one block, with a gradient that one rank alone has throughout."""
+    found = on_several(world, variant)
     for rank in found:
-        assert close(rank[variant]["weights"], alone["weights"]) and close(rank[variant]["state"], alone["state"])
-        assert same(rank[variant]["weights"], found[0][variant]["weights"]), "ranks do not drift apart"
-        assert same(rank[variant]["state"], found[0][variant]["state"])
+        for what in ("weights", "state"):
+            assert close(rank[what], alone(variant)[what])
+            assert same(rank[what], found[0][what]), "ranks do not drift apart"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_ranks_that_are_processes_do_as_threads(world: int, tmp_path: Path) -> None:
+    """By gloo, with and without reduce-scatter."""
+    for rank, found in enumerate(on_processes(world, tmp_path / "meeting", everything)):
+        for task in TASKS:
+            expected = on_several(world, task)[rank]
+            assert close(found[task]["weights"], expected["weights"]), task
+            assert close(found[task]["state"], expected["state"]), task
 
 
 def test_variants_are_different_runs() -> None:
     """Else the comparisons with one rank show less than they say."""
-    weights = [steps(variant, ALONE, range(20))["weights"] for variant in VARIANTS.values()]
+    weights = [alone(variant)["weights"] for variant in VARIANTS]
     assert not any(close(one, other) for i, one in enumerate(weights) for other in weights[:i])
 
 
-def test_a_backend_without_reduce_scatter_gives_the_same(found: list[dict[str, Any]]) -> None:
-    assert all(close(rank["no scatter"]["weights"], rank["parts"]["weights"]) for rank in found)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_backend_without_reduce_scatter_gives_the_same(world: int) -> None:
+    both = zip(on_several(world, "no scatter"), on_several(world, "parts"), strict=True)
+    assert all(close(rank["weights"], other["weights"]) for rank, other in both)
 
 
-def test_ranks_give_their_state_to_one_and_take_it(found: list[dict[str, Any]]) -> None:
-    parts = VARIANTS["parts"]
-    whole = steps(parts, ALONE, range(20))["weights"]
-    for rank in found:
-        assert close(steps(parts, ALONE, range(8, 20), rank["half"])["weights"], whole)
-        assert close(rank["resumed"]["weights"], whole)
-    blank = {**found[0]["half"], "state": {k: torch.zeros_like(t) for k, t in found[0]["half"]["state"].items()}}
-    assert not close(steps(parts, ALONE, range(8, 20), blank)["weights"], whole), "the state matters"
+@pytest.mark.parametrize("world", WORLDS)
+def test_ranks_give_their_state_to_one_and_take_it(world: int) -> None:
+    parts, whole, rest = VARIANTS["parts"], alone("parts")["weights"], WHOLE[CUT:]
+    gave = on_several(world, "half")
+    for rank, took in zip(gave, on_several(world, "resumed"), strict=True):
+        assert close(steps(parts, ALONE, rest, rank)["weights"], whole)
+        assert close(took["weights"], whole)
+    blank = {**gave[0], "state": {k: torch.zeros_like(t) for k, t in gave[0]["state"].items()}}
+    assert not close(steps(parts, ALONE, rest, blank)["weights"], whole), "the state matters"
 
 
-def test_a_local_clip_is_of_each_rank(found: list[dict[str, Any]]) -> None:
-    expected = clipped_apart(len(found), CLIP)
-    assert all(close(rank["local"], expected) for rank in found)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_local_clip_is_of_each_rank(world: int) -> None:
+    expected = clipped_apart(world, CLIP)
+    assert all(close(rank["weights"], expected) for rank in on_several(world, "local"))
     assert not close(steps({"clip_norm": CLIP}, ALONE, range(10, 11))["weights"], expected), (
         "it is not that of the mean"
     )

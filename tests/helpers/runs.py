@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from golf.checkpoint import load_tensors
 from golf.compose import compose
 from golf.config import Run
 from golf.launcher import jobs
@@ -105,6 +106,19 @@ class Job:
                 return
             time.sleep(0.01)
         raise AssertionError(worker.communicate())
+
+
+def assert_same_run(whole: Job, broken: Job, steps: int) -> None:
+    """Assert that a run that was cut off and resumed left what the run in one go left."""
+    assert whole.folder.artifact.read_bytes() == broken.folder.artifact.read_bytes()
+    records = [json.loads(line) for line in broken.folder.metrics.read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, steps + 1)), "metrics have each step once"
+    result = broken.result()
+    assert result["train_tokens"] == whole.result()["train_tokens"] and result["steps"] == steps
+    assert result["phases"]["train"]["seconds"] == pytest.approx(result["train_seconds"])
+    _, meta = load_tensors(broken.folder.checkpoint)
+    assert len(meta["step_seconds"]) == steps and sum(meta["step_seconds"]) == pytest.approx(result["train_seconds"])
+    assert result["wall_seconds"] > result["train_seconds"]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:

@@ -1,0 +1,171 @@
+"""Runs put together from conf/ without Hydra, which takes ten times as long; test_parts.py compares the two."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from golf.compose import run_of
+from golf.conf_files import CONF, parse, register_resolvers
+from golf.config import Run
+from golf.typed import typed
+
+Node = dict[str, Any]
+
+
+def run_of_line(*overrides: str) -> Run:
+    """Return the run of an override line, as golf.compose.compose does; a call of its own makes an object of its own.
+
+    It knows what conf/ and these tests write, and refuses what it does not know with an AssertionError.
+    """
+    others = tuple(override for override in overrides if not override.startswith("model"))
+    base = copy.deepcopy(_run_of_line(others))
+    if len(others) == len(overrides):
+        return base
+    node, chosen = node_of(overrides)
+    register_resolvers()
+    referred = {  # what ${...} in conf/model refer to
+        "scale": asdict(base.scale),
+        "batch": {"sequence_length": base.batch.sequence_length},
+        "data": {"vocab_size": base.data.vocab_size},
+    }
+    model: Any = OmegaConf.to_container(OmegaConf.create(referred | {"model": node["model"]}).model, resolve=True)
+    label = node["label"] or chosen["experiment"] or f"{chosen['model']}-{chosen['quant']}"
+    return replace(base, model=typed(model, "model"), label=label)
+
+
+@cache
+def _run_of_line(overrides: tuple[str, ...]) -> Run:
+    node, chosen = node_of(overrides)
+    register_resolvers()
+    return run_of(OmegaConf.create(node), chosen)
+
+
+def node_of(overrides: Sequence[str]) -> tuple[Node, dict[str, Any]]:
+    """Return what conf/ comes to before its ${...} are resolved, and the option that each group has."""
+    read = [read_override(override) for override in overrides]
+    tree = Tree({key: value for key, value in read if is_group(key)})
+    tree.add("config", "")
+    for key, value in read:
+        if not is_group(key):
+            set_value(tree.node, key.split("."), value)
+    unused = tree.choices.keys() - tree.options.keys()
+    assert not unused, f"{unused}: no defaults list has these groups"
+    return tree.node, tree.options
+
+
+def is_group(key: str) -> bool:
+    return (CONF / key.split("@")[0]).is_dir()
+
+
+@cache
+def _override_parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+@cache
+def _read_override(text: str) -> tuple[str, Any]:
+    (override,) = _override_parser().parse_overrides([text])
+    assert override.type is not None and not override.is_add() and not override.is_delete(), text
+    package = f"@{override.package}" if override.package else ""
+    return f"{override.key_or_group}{package}", OmegaConf.to_container(OmegaConf.create({"v": override.value()}))["v"]
+
+
+def read_override(text: str) -> tuple[str, Any]:
+    """Return the key and the value of "key=value", read as Hydra reads it."""
+    key, value = _read_override(text)
+    return key, copy.deepcopy(value)
+
+
+def set_value(node: Node, keys: list[str], value: Any) -> None:
+    """Put a value where the files have one. A dict goes into the dict that is there."""
+    *path, last = keys
+    for key in path:
+        node = node[key]
+    assert last in node, f"{'.'.join(keys)}: there is no such key"
+    if isinstance(value, dict) and isinstance(node[last], dict):
+        merge(node[last], value)
+    else:
+        node[last] = value
+
+
+def merge(node: Node, other: Node) -> None:
+    """Put other into node, as omegaconf merges: dicts key by key, anything else in place of what was there."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(node.get(key), dict):
+            merge(node[key], value)
+        else:
+            node[key] = copy.deepcopy(value)
+
+
+@cache
+def _read_file(name: str) -> tuple[str | None, list[Any], Node]:
+    """Return the `# @package` of a YAML of conf/, its defaults list and the rest of it."""
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+    node = parse(text) or {}
+    first, _, package = text.splitlines()[0].partition("@package")
+    return package.strip() if first == "# " else None, node.pop("defaults", ["_self_"]), node
+
+
+class Tree:
+    """The files that a defaults list names, merged in its order. choices: group -> option, in place of the files'."""
+
+    def __init__(self, choices: dict[str, Any]):
+        self.choices, self.options, self.node = dict(choices), dict[str, Any](), Node()
+        self._layers: list[tuple[str, Node]] = []
+
+    def add(self, name: str, package: str) -> None:
+        """Merge a file of conf/ and all that it names into the node."""
+        for where, node in self._expanded(name, package):
+            place = self.node
+            for key in where.split(".") if where else []:
+                if not isinstance(place.get(key), dict):
+                    place[key] = {}
+                place = place[key]
+            merge(place, node)
+        self.node.pop("hydra", None)
+
+    def _expanded(self, name: str, package: str) -> list[tuple[str, Node]]:
+        """Return (package, content) of a file and of those that it names, in the order in which they are merged.
+
+        The last file of a list is opened first: what it overrides counts for those before it, and of two overrides of
+        one group the first that is seen stands, which makes those of the command line the strongest.
+        """
+        header, defaults, own = _read_file(name)
+        if header is not None and "@" not in package:
+            package = "" if header == "_global_" else header
+        package = package.lstrip("@")
+        group = name.rpartition("/")[0]
+        entries = [entry if isinstance(entry, dict) else {None: entry} for entry in defaults]
+        assert {None: "_self_"} in entries, f"{name}: its defaults list does not say where it stands itself"
+        for entry in entries:
+            for key, option in entry.items():
+                if key is not None and key.startswith("override "):
+                    self.choices.setdefault(key.removeprefix("override ").lstrip("/"), option)
+        found = []
+        for entry in reversed(entries):
+            ((key, option),) = entry.items()
+            if option == "_self_" and key is None:
+                found.append([(package, own)])
+            elif key is None:
+                found.append(self._expanded(f"{group}/{option}".lstrip("/"), package))
+            elif not key.startswith("override "):
+                found.append(self._of_group(key, option, group, package))
+        return [layer for layers in reversed(found) for layer in layers]
+
+    def _of_group(self, key: str, option: Any, group: str, package: str) -> list[tuple[str, Node]]:
+        """Return the layers of the option that a group has; option: the one that the file names."""
+        chosen, _, place = key.partition("@")
+        relative = chosen.lstrip("/")
+        path = relative if chosen.startswith("/") else f"{group}/{chosen}".lstrip("/")
+        where = f"{package}.{place or relative.replace('/', '.')}".lstrip(".")
+        full = f"{path}@{where}" if place else path
+        option = self.choices.get(full, option)
+        self.options[full] = option
+        names = option if isinstance(option, list) else [option] * (option is not None)
+        layers = [self._expanded(f"{path}/{name}", f"@{where}" if place else where) for name in names]
+        return [layer for each in layers for layer in each]
