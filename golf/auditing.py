@@ -25,7 +25,7 @@ from golf.legality import broken_rules
 from golf.nodes import plain
 from golf.requantise import Source, open_source
 from golf.rundir import environment, write_json
-from golf.submission.entry import code_of
+from golf.submission.code_size import code_size
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
 from golf.tokens.tokenizer import ByteCounter
@@ -183,10 +183,10 @@ def size(source: Source) -> Finding:
         return Finding(
             "size", FAIL, f"the file has {there:,} bytes, the result says {result['artifact_bytes']:,}", rule
         )
-    cap, code = result["cap_bytes"], code_of(source.run)
-    ways = {"packed": len(code.file), "minified": code.minified_bytes, "as source": code.raw_bytes}
+    cap, code = result["cap_bytes"], code_size(source.run, source.folder.path.parents[1])
+    ways = {"packed": code.packed, "minified": code.minified, "as source": code.source}
     totals = ", ".join(f"{there + count:,} {way}" for way, count in ways.items())
-    verdict = PASS if there + len(code.file) <= cap else FAIL
+    verdict = PASS if there + code.packed <= cap else FAIL
     return Finding("size", verdict, f"with code {totals}, of {cap:,} bytes", rule)
 
 
