@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.checkpoint import load_tensors
+from golf.checkpoint import load_meta, load_tensors, unpack
 from golf.dist import ALONE
+from tests.helpers.ranks import on_processes, on_threads, run_on_threads
 from tests.helpers.runs import Job
-from tests.helpers.ranks import on_processes, on_threads
+from tests.helpers.tiers import slow
 from tests.helpers.toy_matrices import CLIP, CUT, TASKS, VARIANTS, WHOLE, clipped_apart, everything, steps
 
 
@@ -96,21 +97,44 @@ def test_a_local_clip_is_of_each_rank(world: int) -> None:
     )
 
 
-WHOLE_RUN = ["optimizer/update=[mousse,normuon]", "optimizer.clip_norm=0.3", "budget.max_steps=20"]
+# ---------------------------------------------------------------- whole runs
+
+LINE = ["optimizer/update=[mousse,normuon]", "optimizer.clip_norm=0.3"]
+EVERY = ["checkpoint.every_steps=3", "log.every_steps=1"]
+SWAPPED = [(2, 1), (1, 2)]
 
 
-@pytest.mark.parametrize("first, second", [(2, 1), (1, 2)])
+def of_a_line(job: Callable[..., Job], steps: int, ranks: int, outputs: str) -> Job:
+    return job(*LINE, *EVERY, f"budget.max_steps={steps}", f"launch.nproc={ranks}", outputs=outputs)
+
+
+@pytest.mark.parametrize("first, second", SWAPPED)
 def test_runs_resume_on_another_number_of_ranks(first: int, second: int, job: Callable[..., Job]) -> None:
+    """Cut off behind its fifth step; the whole on one rank is what comes out: weights, moments, place in the text."""
+    whole = of_a_line(job, 7, 1, "whole")
+    run_on_threads(whole, trains_only=True)
+    broken = of_a_line(job, 7, first, "broken")
+    run_on_threads(broken, last_step=5)
+    assert load_meta(broken.folder.checkpoint)["step"] == 3
+    again = of_a_line(job, 7, second, "broken")
+    assert "resumed at step 3" in run_on_threads(again, trains_only=True) and again.folder == broken.folder
+    (ours, we), (theirs, they) = (load_tensors(one.folder.checkpoint) for one in (whole, again))
+    assert all(close(unpack(ours, part), unpack(theirs, part)) for part in ("model", "optimizer"))
+    assert all(we[key] == they[key] for key in ("step", "train_tokens", "loader"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, second", SWAPPED)
+def test_killed_runs_resume_on_another_number_of_ranks(first: int, second: int, job: Callable[..., Job]) -> None:
     """Killed after its tenth step at the earliest; the whole on one rank is what comes out."""
-    whole = job(*WHOLE_RUN, outputs="whole")
+    whole = of_a_line(job, 20, 1, "whole")
     whole.here()
-    every = ["checkpoint.every_steps=5", "log.every_steps=1"]
-    broken = job(*WHOLE_RUN, *every, f"launch.nproc={first}", outputs="broken")
+    broken = of_a_line(job, 20, first, "broken")
     worker = broken.start()
     broken.wait_for_step(worker, 11)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate()
-    again = job(*WHOLE_RUN, *every, f"launch.nproc={second}", outputs="broken")
+    again = of_a_line(job, 20, second, "broken")
     assert "resumed at step" in again.go() and again.folder == broken.folder
     assert again.result()["world_size"] == second
     ours, theirs = load_tensors(whole.folder.weights)[0], load_tensors(again.folder.weights)[0]
@@ -118,7 +142,8 @@ def test_runs_resume_on_another_number_of_ranks(first: int, second: int, job: Ca
     assert whole.result()["val_bpb"] == pytest.approx(again.result()["val_bpb"], abs=1e-3)
 
 
-def test_a_run_with_an_ascent_logs_the_loss_of_its_weights(job: Callable[..., Job]) -> None:
+@pytest.mark.parametrize("way", ["threads", slow("processes")])
+def test_a_run_with_an_ascent_logs_the_loss_of_its_weights(way: str, job: Callable[..., Job]) -> None:
     """The first loss is that of the same start without; two ranks are one."""
     jobs = [
         job("optimizer=sam", "log.every_steps=1", outputs="one"),
@@ -127,7 +152,10 @@ def test_a_run_with_an_ascent_logs_the_loss_of_its_weights(job: Callable[..., Jo
     ]
     losses = []
     for one in jobs:
-        one.go() if one.run.launch.nproc > 1 else one.here()
+        if way == "processes" and one.run.launch.nproc > 1:
+            one.go()
+        else:
+            run_on_threads(one, trains_only=True)
         losses.append([json.loads(line)["loss"] for line in one.folder.metrics.read_text().splitlines()])
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
     assert losses[0][0] == losses[2][0] and losses[0][2:] != pytest.approx(losses[2][2:], abs=1e-3)

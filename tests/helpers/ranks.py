@@ -1,5 +1,7 @@
 """Several ranks: as threads of this process, which cost no import of torch, or as processes of their own."""
 
+import contextlib
+import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
+from golf.config import Run
 from golf.dist import Ranks, can_scatter
+from golf.keeping import Kept, LoopState
+from golf.loop import StopRequest
+from golf.rundir import read_json
+from golf.typed import typed
+from golf.worker import work
+from tests.helpers.runs import Job
 
 CPU = torch.device("cpu")
 
@@ -126,8 +135,8 @@ def on_threads(world: int, task: Callable[[Ranks], Any], *, scatters: bool = Tru
     """
     group = Group(world)
     found: list[Any] = [None] * world
-    patches = {"dist": group, "_reduce_scatter": group.reduce_scatter, "_all_gather": group.all_gather}
-    with mock.patch.multiple("golf.dist", **patches):
+    patches: dict[str, Any] = {"_reduce_scatter": group.reduce_scatter, "_all_gather": group.all_gather}
+    with mock.patch.multiple("golf.dist", dist=group, gc=mock.Mock(), **patches):  # no garbage holds a group of threads
         one = lambda rank: task(Ranks(rank, world, CPU, scatters))  # noqa: E731
         others = [threading.Thread(target=group.run, args=(rank, one, found)) for rank in range(1, world)]
         for thread in others:
@@ -155,3 +164,38 @@ def _child(rank: int, world: int, folder: str, task: Callable[[Ranks], Any]) -> 
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+class Broken(BaseException):
+    """A run ends here, as if it were killed."""
+
+
+def run_on_threads(job: Job, *, last_step: int | None = None, trains_only: bool = False) -> str:
+    """Do what a job's worker does, on as many ranks as it asks for, as threads and without signals; returns what was
+    printed.
+
+    last_step: the step at whose end all ranks break off. trains_only: whether they break off where the training is
+    over and saved.
+    """
+    config = read_json(job.folder.config)
+    assert config is not None
+
+    def rank_of_run(ranks: Ranks) -> None:
+        run: Run = typed(config["run"], "", Run)
+        with contextlib.suppress(Broken):
+            work(run, job.prepared, job.folder, ranks, LoopState(), config)
+
+    def due(kept: Kept, state: LoopState) -> bool:
+        if state.step == last_step:
+            raise Broken
+        return whether_due(kept, state)
+
+    printed, whether_due = io.StringIO(), Kept.due
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(mock.patch.object(StopRequest, "listening", lambda self: contextlib.nullcontext(self)))
+        stack.enter_context(mock.patch.object(Kept, "due", due))
+        if trains_only:
+            stack.enter_context(mock.patch("golf.worker.export", side_effect=Broken))
+        on_threads(job.run.launch.nproc, rank_of_run)
+    return printed.getvalue()
