@@ -116,8 +116,12 @@ def plot(found: Timeline, title: str, path: Path) -> None:
     from matplotlib.figure import Figure  # here: every start of a run would wait for it
 
     count = len(found.tracks)
-    figure = Figure(figsize=(8, 0.7 + 1.05 * count), layout="constrained")
+    height = (
+        0.8 + 1.05 * count
+    )  # inches; margins are set by hand, since matplotlib's layout engine draws all text twice
+    figure = Figure(figsize=(8, height))
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.45 / height, top=1 - 0.55 / height, hspace=0.6)
     for axes, track in zip(panels, found.tracks, strict=True):
         style = "steps-post" if track.stepped else "default"
         axes.plot(found.steps, track.values, drawstyle=style, color="#3d7fc4", linewidth=1.8)

@@ -1,5 +1,6 @@
 """The Hydra door: compose, type, check, name the run's folder, and become its worker (or torchrun). Hydra ends here."""
 
+import gc
 import os
 import sys
 from dataclasses import dataclass
@@ -8,16 +9,18 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     sys.path[0] = ROOT  # it held golf/ itself, whose file names would shadow others
+    gc.disable()  # imports make objects that stay: a quarter of a start would go into looking for garbage among them
 os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to main(), which prints one line
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from golf import checks, plan, result, rundir
-from golf.compose import VERSION_BASE, composing, run_of, set_up_hydra
+from golf.compose import VERSION_BASE, compose, compose_whole, composing, run_of, set_up_hydra
 from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError, in_one_line
@@ -35,13 +38,29 @@ class Composed:
     choices: dict[str, str | None]
 
 
-composed: list[Composed] = []
+handed_over: list[Composed] = []
 
 
 @hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="config")
-def compose(config: DictConfig) -> None:
+def hydra_main(config: DictConfig) -> None:
     """Hydra's task: keep the composed configuration."""
-    composed.append(Composed(config, dict(HydraConfig.get().runtime.choices)))
+    handed_over.append(Composed(config, dict(HydraConfig.get().runtime.choices)))
+
+
+def run_of_line(arguments: list[str]) -> Run | None:
+    """Return the run of a command line; None where there is no run to start: a sweep has run, or --help has printed.
+
+    Hydra's own main composes twice, so it gets only what needs it: sweeps, and lines with an option such as --cfg.
+    """
+    optioned = any(argument.startswith("-") for argument in arguments)
+    if not optioned and compose_whole(arguments, leave_swept=True).hydra.mode != RunMode.MULTIRUN:
+        return compose(arguments)
+    with composing(arguments):
+        hydra_main()
+        if not handed_over:
+            return None
+        done = handed_over.pop()
+        return run_of(done.config, done.choices)
 
 
 def check_arguments(arguments: list[str]) -> None:
@@ -98,11 +117,9 @@ def main() -> int:
     try:
         with composing(sys.argv[1:]):
             check_arguments(sys.argv[1:])
-            compose()
-            if not composed:
-                return 0  # a sweep has run; --help, --cfg and their kin have printed what was asked for
-            done = composed.pop()
-            run = run_of(done.config, done.choices)
+        run = run_of_line(sys.argv[1:])
+        if run is None:
+            return 0
         return start(run)
     except KeyboardInterrupt:
         print("golf: stopped by SIGINT before training began", file=sys.stderr)
@@ -110,4 +127,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    gc.enable()
+    gc.freeze()  # what was imported stays, and is not looked at again
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
+    gc.disable()  # imports make objects that stay: a quarter of a start would go into looking for garbage among them
 
     from golf.launcher.processes import die_with_torchrun
 
@@ -159,4 +161,6 @@ def guarded(path: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: worker.py RUN_DIR (golf/train.py makes the folder and starts this)")
+    gc.enable()
+    gc.freeze()  # what was imported stays, and is not looked at again
     sys.exit(guarded(sys.argv[1]))

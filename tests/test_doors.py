@@ -1,18 +1,30 @@
 """golf/train.py from the outside: bad input is one line and exit code 2, within the process and as a command."""
 
+import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
 
 from golf import train
+from golf.compose import compose, compose_whole, composing
 from golf.conf_files import CONF
+from golf.config import Run
+from golf.errors import UserError
+from golf.launcher import sweep
 from tests.helpers.runs import toy_overrides
-from tests.helpers.tiers import wide
+from tests.helpers.tiers import slow
 
 ROOT = CONF.parent
 
@@ -100,19 +112,22 @@ WRONG = {
     "not an override": (["model"], "model"),
 }
 
+# Refused by what reads the arguments, before anything is composed.
+ARGUMENTS = {
+    "two tracks",
+    "a key twice",
+    "another launcher",
+    "another sweeper",
+    "not an override",
+}
+# Refused by the sweeper or by what checks its cells; more of them with tests/launcher.
+SWEEPS = {"two names for one run", "two sweep files", "a sweep with two policies"}
 # Of a kind with another, or said by a function that has tests of its own.
 MORE = {
-    "wrong type",
-    "cap of zero",
-    "a key twice",
-    "vocabulary out of reach",
-    "unknown slot option",
-    "codec setting",
     "a row that the command line makes another",
     "a control that is no row",
     "a row that is no overrides",
     "seeds that are none",
-    "another sweeper",
     "a row with several values",
     "a row with blanks",
     "one label for all rows",
@@ -120,42 +135,82 @@ MORE = {
     "more tries than sense",
     "another launcher's word",
 }
+# One of each kind, through the whole door.
+DOOR = {"unknown key", "a cell that is wrong", "an option among overrides", "row longer than the text"}
+
+
+def sweep_of(arguments: list[str]) -> None:
+    """Sweep as Hydra's main would, without its second composition."""
+    config = compose_whole(arguments, leave_swept=True)
+    loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
+    sweeper = Plugins.instance().instantiate_sweeper(
+        hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+        task_function=lambda config: None,
+        config=config,
+    )
+    sweeper.sweep([argument for argument in arguments if not argument.startswith("hydra.")])
 
 
 @pytest.fixture
 def door(
     toy_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> Callable[..., tuple[int, str]]:
-    """door(*overrides) -> (exit code, stderr) of main() in this process; becoming the worker is refused."""
+) -> Callable[..., tuple[int, str, str]]:
+    """door(*arguments) -> (exit code, stdout, stderr) of main() in this process; becoming the worker is refused."""
 
-    def run(*extra: str) -> tuple[int, str]:
+    def run(*extra: str) -> tuple[int, str, str]:
         GlobalHydra.instance().clear()
         kept = [o for o in toy_overrides(toy_folder, []) if o.split("=")[0] not in {e.split("=")[0] for e in extra}]
         arguments = [*kept, *extra]
         monkeypatch.setattr(sys, "argv", [str(ROOT / "golf" / "train.py"), *arguments])
         monkeypatch.setattr(os, "execve", lambda *a: pytest.fail("a worker was started"))
-        code = train.main()
-        return code, capfd.readouterr().err
+        return train.main(), *capfd.readouterr()
 
     return run
 
 
-@pytest.mark.parametrize("overrides, message", [wide(*WRONG[k]) if k in MORE else WRONG[k] for k in WRONG], ids=WRONG)
-def test_bad_input_is_one_line_and_code_2(
-    overrides: list[str], message: str, door: Callable[..., tuple[int, str]]
-) -> None:
-    code, err = door(*overrides)
+@pytest.mark.parametrize("name", [name if name in DOOR else slow(name) for name in WRONG])
+def test_bad_input_is_one_line_and_code_2(name: str, door: Callable[..., tuple[int, str, str]]) -> None:
+    overrides, message = WRONG[name]
+    code, _, err = door(*overrides)
     lines = [line for line in err.splitlines() if line.strip()]
     assert code == 2 and len(lines) == 1, err
     assert lines[0].startswith("golf: ") and message in lines[0]
 
 
+@pytest.mark.parametrize("name", [name for name in WRONG if name not in DOOR | SWEEPS | ARGUMENTS | MORE])
+def test_a_wrong_run_is_refused_before_it_starts(name: str, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides, message = WRONG[name]
+    monkeypatch.setattr(os, "execve", lambda *a: pytest.fail("a worker was started"))
+    with pytest.raises(UserError) as refused:
+        train.start(compose(toy_overrides(toy_folder, overrides)))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_wrong_arguments_are_refused_before_composition(name: str) -> None:
+    overrides, message = WRONG[name]
+    with pytest.raises(UserError) as refused, composing(overrides):
+        train.check_arguments(overrides)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", sorted(SWEEPS))
+def test_a_wrong_sweep_is_refused_before_a_cell_starts(
+    name: str, toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the sweeper and the launcher, without Hydra's main."""
+    overrides, message = WRONG[name]
+    monkeypatch.setattr(sweep, "launch", lambda *a: pytest.fail("cells were started"))
+    with pytest.raises(UserError) as refused, composing(overrides):
+        sweep_of(toy_overrides(toy_folder, overrides))
+    assert message in str(refused.value)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "magic", "gone"])
 def test_corrupt_shards_are_refused_before_a_worker_starts(
-    damage: str, door: Callable[..., tuple[int, str]], toy_folder: Path, tmp_path: Path
+    damage: str, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
+    monkeypatch.setattr(os, "execve", lambda *a: pytest.fail("a worker was started"))
     shutil.copytree(toy_folder / "data", tmp_path / "data")
     (shard, *_) = sorted((tmp_path / "data").rglob("*train*.bin"))
     blob = shard.read_bytes()
@@ -163,17 +218,17 @@ def test_corrupt_shards_are_refused_before_a_worker_starts(
         shard.unlink()
     else:
         shard.write_bytes(blob[:-3] if damage == "truncated" else b"\0\0\0\0" + blob[4:])
-    code, err = door(f"data_dir={tmp_path / 'data'}")
-    assert code == 2 and shard.name in err and "Traceback" not in err
+    with pytest.raises(UserError, match=re.escape(shard.name)):
+        train.start(compose(toy_overrides(toy_folder, [f"data_dir={tmp_path / 'data'}"])))
 
 
-def test_a_missing_tracker_names_the_way_out(
-    door: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = __import__("importlib").util.find_spec
+def test_a_missing_tracker_names_the_way_out(toy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "wandb" else real(name, *a))
-    code, err = door("log=wandb")
-    assert code == 2 and "log=wandb: the package wandb is not installed; pip install wandb, or log=none" in err
+    with pytest.raises(
+        UserError, match="log=wandb: the package wandb is not installed; pip install wandb, or log=none"
+    ):
+        train.start(toy("log=wandb"))
 
 
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -181,30 +236,55 @@ def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
-def test_as_a_command(toy_folder: Path, tmp_path: Path) -> None:
-    """Bad input, a plan, a run, the same run again: what a user sees."""
+def test_a_run_as_a_command(toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """The whole command, as a user gives it; the same run again shows the result that it has."""
+    overrides = toy_overrides(toy_folder, [f"outputs={tmp_path / 'outputs'}"])
+    here = tmp_path / "here"
+    here.mkdir()
+    first = command(*overrides, cwd=here)
+    assert first.returncode == 0 and "artifact, read back" in first.stdout, first.stderr
+    assert not list(here.iterdir()), "nothing is left where the command was given"
+    assert train.start(compose(overrides)) == 0
+    again = capfd.readouterr().out
+    assert "finished before" in again and "step " not in again.split("score")[0]
+
+
+def test_a_plan_has_sizes_stages_and_a_picture(
+    toy: Callable[..., Run], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    assert train.start(toy("plan=true", f"outputs={tmp_path}")) == 0
+    shown = capfd.readouterr().out
+    assert "bytes predicted of 500,000" in shown and "stages" in shown
+    (picture,) = tmp_path.glob("**/*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.name in shown
+
+
+@pytest.mark.parametrize("option", ["--help", "--cfg", "--run"])
+def test_options_go_to_hydra(
+    option: str, door: Callable[..., tuple[int, str, str]], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Help lists the choices, --cfg job shows the whole configuration, and --run is a run like any other."""
+    try:
+        code, out, err = door("plan=true", f"outputs={tmp_path}", option, *(["job"] if option == "--cfg" else []))
+        assert code == 0, err
+    except SystemExit as end:
+        out = capfd.readouterr().out
+        assert end.code == 0
+    for words in {
+        "--help": ["track: h100x1, h100x8, laptop, tiny", "plan=true"],
+        "--cfg": ["kv_heads: 1", "tokens_per_step: 256"],
+        "--run": ["bytes predicted of 500,000"],
+    }[option]:
+        assert words in out
+
+
+@pytest.mark.slow
+def test_commands_are_quiet_about_what_is_fine(toy_folder: Path, tmp_path: Path) -> None:
+    """Bad input is one line on stderr, a plan nothing on it; neither leaves a file where the command was given."""
     base = toy_overrides(toy_folder, [f"outputs={tmp_path / 'outputs'}"])
     here = tmp_path / "here"
     here.mkdir()
     bad = command(*base, "model.dimm=3", cwd=here)
     assert (bad.returncode, bad.stdout) == (2, "") and len(bad.stderr.splitlines()) == 1
     plan = command(*base, "plan=true", cwd=here)
-    assert not list(here.iterdir()), "nothing is left where the command was given"
-    assert plan.returncode == 0 and "bytes predicted of 500,000" in plan.stdout and "stages" in plan.stdout
-    (picture,) = (tmp_path / "outputs").glob("**/*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG") and picture.name in plan.stdout
-    first = command(*base)
-    assert first.returncode == 0 and "artifact, read back" in first.stdout, first.stderr
-    second = command(*base)
-    assert (
-        second.returncode == 0 and "finished before" in second.stdout and "step " not in second.stdout.split("score")[0]
-    )
-
-
-def test_help_and_cfg_are_readable() -> None:
-    shown = command("--help")
-    assert (
-        shown.returncode == 0 and "track: h100x1, h100x8, laptop, tiny" in shown.stdout and "plan=true" in shown.stdout
-    )
-    composed = command("--cfg", "job")
-    assert composed.returncode == 0 and "kv_heads: 4" in composed.stdout
+    assert plan.returncode == 0 and not plan.stderr and not list(here.iterdir())
