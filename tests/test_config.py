@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 
 from golf.compose import compose
-from golf.conf_files import CONF
+from golf.conf_files import CONF, parse
 from golf.config import NOT_IDENTITY, Run, fingerprint, identity
 from golf.errors import UserError
 from golf.nodes import plain, without_nulls
@@ -57,16 +56,26 @@ def chosen(path: Path) -> list[str]:
 
 
 def targets(node: object, where: str = "") -> list[tuple[str, dict]]:
+    """Return (place, node) of each node that names its class."""
     if isinstance(node, dict):
         below = [found for key, item in node.items() for found in targets(item, f"{where}.{key}")]
         return [(where, node), *below] if "_target_" in node else below
     return []
 
 
-@pytest.mark.parametrize("path", [p for p in YAMLS if p.name != "config.yaml"], ids=choice)
-def test_every_yaml_begins_with_a_comment(path: Path) -> None:
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
-    assert lines[0].startswith("# ") and lines[0].endswith((".", ")")), "the first line says what it is"
+def merged(base: dict, over: dict) -> dict:
+    """Return nested dicts, the second over the first."""
+    both = {key: merged(base[key], over[key]) for key in base if isinstance(base[key], dict) and key in over
+            and isinstance(over[key], dict)}  # fmt: skip
+    return base | over | both
+
+
+def test_every_yaml_begins_with_a_comment() -> None:
+    """The first line says what it is."""
+    for path in YAMLS:
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+        said = lines[0].startswith("# ") and lines[0].endswith((".", ")"))
+        assert said or path.name == "config.yaml", choice(path)
 
 
 def test_every_yaml_is_in_a_line_and_no_group_is_twice() -> None:
@@ -90,28 +99,29 @@ def test_every_yaml_composes_alone(path: Path) -> None:
     assert isinstance(compose(chosen(path)), Run)
 
 
-@pytest.mark.parametrize("path", [p for p in YAMLS if p.name != "config.yaml"], ids=choice)
-def test_composed_nodes_hold_all_fields(path: Path) -> None:
-    own = OmegaConf.load(path)
-    bases = [path.with_stem(base) for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
-    whole = OmegaConf.merge(*(OmegaConf.load(base) for base in bases if base.exists()), own)
-    for where, node in targets(OmegaConf.to_container(whole, resolve=False)):
-        fields = {field.name for field in dataclasses.fields(get_class(node["_target_"]))}
-        slots = {"embed", "mixer", "mlp", "residual", "stack", "inner", "linear", "head", "weight_decay"}
-        composed_elsewhere = slots | {"codec", "rounding", "calibration", "allocation", "scorer", "learner", "adapters"}
-        assert fields - composed_elsewhere <= set(node), f"{path.name}{where} leaves out fields"
+def test_composed_nodes_hold_all_fields() -> None:
+    slots = {"embed", "mixer", "mlp", "residual", "stack", "inner", "linear", "head", "weight_decay"}
+    composed_elsewhere = slots | {"codec", "rounding", "calibration", "allocation", "scorer", "learner", "adapters"}
+    for path in YAMLS:
+        own = parse(path.read_text()) or {}
+        bases = [path.with_stem(base) for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+        whole: dict = {}
+        for base in bases:
+            whole = merged(whole, parse(base.read_text()) if base.exists() else {})
+        for where, node in targets(merged(whole, own)):
+            fields = {field.name for field in dataclasses.fields(get_class(node["_target_"]))}
+            assert fields - composed_elsewhere <= set(node), f"{choice(path)}{where} leaves out fields"
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiments_leave_what_tracks_own(experiment: str) -> None:
-    node = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
-    assert isinstance(node, dict) and not OWNED_BY_TRACKS & set(node)
+def test_experiments_leave_what_tracks_own() -> None:
+    for experiment in EXPERIMENTS:
+        assert not OWNED_BY_TRACKS & set(parse((CONF / "experiment" / f"{experiment}.yaml").read_text())), experiment
 
 
-@pytest.mark.parametrize("track", TRACKS)
-def test_tracks_hold_nothing_about_ideas(track: str) -> None:
-    node = OmegaConf.to_container(OmegaConf.load(CONF / "track" / f"{track}.yaml"))
-    assert isinstance(node, dict) and set(node) <= OWNED_BY_TRACKS | {"defaults", "batch", "checkpoint", "eval"}
+def test_tracks_hold_nothing_about_ideas() -> None:
+    for track in TRACKS:
+        node = parse((CONF / "track" / f"{track}.yaml").read_text())
+        assert set(node) <= OWNED_BY_TRACKS | {"defaults", "batch", "checkpoint", "eval"}, track
 
 
 def test_scale_and_precedence() -> None:
