@@ -1,28 +1,28 @@
-"""Settings of every test process, the choice of tests by tier, and the toy data and toy runs that tests share."""
+"""Settings of every test process, the choice of tests by tier, and the toy data and toy runs that tests share.
 
+What imports torch is imported within fixtures: the process that only hands out tests does without.
+"""
+
+import gc
 import os
-import signal
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a shared core cost more than they bring
-os.environ["WANDB_MODE"] = "offline"
-
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from hypothesis import settings
 
-from golf.compose import compose
-from golf.config import Run
-from tests.helpers.runs import Job, composed, finished_run, made_once, toy_overrides
 from tests.helpers.tiers import TIERS, select, tries_everything
-from tests.tokens.helpers import toy_data
+
+if TYPE_CHECKING:
+    from golf.config import Run
+    from tests.helpers.runs import Job
 
 pytest_plugins = ["tests.helpers.costs"]
-
-torch.set_num_threads(1)
+gc.disable()  # until all is collected: imports make objects that stay
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a shared core cost more than they bring
+os.environ["WANDB_MODE"] = "offline"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a shell: the runs that tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)  # would inherit it, and rightly go on
 
@@ -35,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from hypothesis import settings
+
     settings.register_profile("golf", deadline=None, max_examples=150 if tries_everything(config) else 10)
     settings.load_profile("golf")
 
@@ -46,9 +48,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = chosen
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector work again, on what tests make."""
+    import torch
+
+    torch.set_num_threads(1)
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the toy text and its prepared data, made once for all test processes."""
+    from golf.compose import compose
+    from tests.helpers.runs import made_once, toy_overrides
+    from tests.tokens.helpers import toy_data
 
     def make(folder: Path) -> None:
         toy_data(folder, documents=600)
@@ -58,16 +72,21 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy(toy_folder: Path) -> Callable[..., Run]:
+def toy(toy_folder: Path) -> Callable[..., "Run"]:
     """toy(*overrides) -> a typed toy run on prepared data."""
+    from tests.helpers.runs import composed, toy_overrides
+
     return lambda *extra: composed(*toy_overrides(toy_folder, list(extra)))
 
 
 @pytest.fixture
-def job(toy_folder: Path, tmp_path: Path) -> Callable[..., Job]:
+def job(toy_folder: Path, tmp_path: Path) -> Callable[..., "Job"]:
     """job(*overrides) -> a toy job in a folder of its own."""
 
-    def make(*extra: str, outputs: str = "outputs") -> Job:
+    from golf.compose import compose
+    from tests.helpers.runs import Job, toy_overrides
+
+    def make(*extra: str, outputs: str = "outputs") -> "Job":
         return Job(compose(toy_overrides(toy_folder, [f"outputs={tmp_path / outputs}", *extra])))
 
     return make
@@ -76,6 +95,8 @@ def job(toy_folder: Path, tmp_path: Path) -> Callable[..., Job]:
 @pytest.fixture(scope="session")
 def finished(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """finished(*overrides) -> the folder of a finished toy run, trained once for all processes. Only to be read."""
+    from tests.helpers.runs import finished_run
+
     return lambda *overrides: finished_run(tmp_path_factory, toy_folder, overrides)
 
 
