@@ -116,11 +116,10 @@ def plot(found: Timeline, title: str, path: Path) -> None:
     from matplotlib.figure import Figure  # here: every start of a run would wait for it
 
     count = len(found.tracks)
-    height = (
-        0.8 + 1.05 * count
-    )  # inches; margins are set by hand, since matplotlib's layout engine draws all text twice
+    height = 0.8 + 1.05 * count  # inches
     figure = Figure(figsize=(8, height))
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    # margins by hand: matplotlib's layout engine draws all text once more to find them
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.45 / height, top=1 - 0.55 / height, hspace=0.6)
     for axes, track in zip(panels, found.tracks, strict=True):
         style = "steps-post" if track.stepped else "default"

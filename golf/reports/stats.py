@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are loaded when they are first used: scipy.stats takes a second
 
 from golf.fields import between, positive
 
@@ -114,7 +114,7 @@ def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
     n, mean, sd = len(numbers), statistics.mean(numbers), _sd(numbers)
     if sd is None:
         return Summary(n=n, mean=mean)
-    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    reach = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
     return Summary(n=n, mean=mean, sd=sd, low=mean - reach, high=mean + reach)
 
 
@@ -141,9 +141,9 @@ def welch(
         return Difference(delta=delta, low=delta, high=delta)
     shifted = [value + margin for value in ours]
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # SciPy's, of a side without spread
-        interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(confidence)
-        zero = stats.ttest_ind(ours, theirs, equal_var=False, alternative="less")
-        beyond = stats.ttest_ind(shifted, theirs, equal_var=False, alternative="less")
+        interval = scipy.stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(confidence)
+        zero = scipy.stats.ttest_ind(ours, theirs, equal_var=False, alternative="less")
+        beyond = scipy.stats.ttest_ind(shifted, theirs, equal_var=False, alternative="less")
     return Difference(
         delta=delta,
         low=float(interval.low),
@@ -165,7 +165,7 @@ def one_sample(values: Sequence[float], bar: float) -> BarTest:
     n, delta = len(numbers), statistics.mean(numbers) - bar
     if not _sd(numbers):
         return BarTest(n=n, delta=delta)
-    test = stats.ttest_1samp(numbers, bar, alternative="less")
+    test = scipy.stats.ttest_1samp(numbers, bar, alternative="less")
     return BarTest(n=n, delta=delta, df=float(test.df), t=float(test.statistic), p=float(test.pvalue))
 
 
@@ -180,7 +180,7 @@ def welch_published(values: Sequence[float], *, mean: float, sd: float, n: int, 
     ours, delta, own = len(numbers), statistics.mean(numbers) - mean, _sd(numbers)
     if own is None or n < 2 or (own == 0 and sd == 0):
         return BarTest(n=ours, delta=delta)
-    test = stats.ttest_ind_from_stats(
+    test = scipy.stats.ttest_ind_from_stats(
         statistics.mean(numbers) + margin, own, ours, mean, sd, n, equal_var=False, alternative="less"
     )
     weights = own**2 / ours, sd**2 / n
@@ -220,10 +220,10 @@ def power_of(delta: float, sd: float, n: int, *, alpha: float = 0.01) -> float:
     # With equal n the statistic is Student's, noncentral t with 2n - 2 degrees of freedom. Only the critical value is
     # Welch's: it hangs on the row's share of the two sample variances, which is Beta and independent of the statistic.
     # The average runs over that share's quantiles.
-    share = stats.beta.ppf((np.arange(200) + 0.5) / 200, (n - 1) / 2, (n - 1) / 2)
-    critical = stats.t.isf(alpha, (n - 1) / (share**2 + (1 - share) ** 2))
+    share = scipy.stats.beta.ppf((np.arange(200) + 0.5) / 200, (n - 1) / 2, (n - 1) / 2)
+    critical = scipy.stats.t.isf(alpha, (n - 1) / (share**2 + (1 - share) ** 2))
     shift = min(1e5, abs(delta) / sd * math.sqrt(n / 2))  # power is 1 well before, and nct fails well beyond
-    return float(stats.nct.sf(critical, 2 * n - 2, shift).mean())
+    return float(scipy.stats.nct.sf(critical, 2 * n - 2, shift).mean())
 
 
 def seeds_needed(delta: float, sd: float, *, alpha: float = 0.01, power: float = 0.8) -> int | None:
@@ -272,11 +272,11 @@ def rank_agreement(a: Sequence[float], b: Sequence[float]) -> RankAgreement:
     n, signs = len(first), _share_alike(zip(first, second, strict=True))
     if n < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return RankAgreement(n=n, signs=signs)
-    kendall = stats.kendalltau(first, second, alternative="greater")
+    kendall = scipy.stats.kendalltau(first, second, alternative="greater")
     gaps = ((first[i] - first[j], second[i] - second[j]) for i, j in combinations(range(n), 2))
     return RankAgreement(
         n=n,
-        spearman=float(stats.spearmanr(first, second).statistic),
+        spearman=float(scipy.stats.spearmanr(first, second).statistic),
         kendall=float(kendall.statistic),
         p=float(kendall.pvalue),
         pairs=_share_alike(gaps),
