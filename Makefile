@@ -15,7 +15,7 @@ TEST_DIST := -n auto --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep report test test-slow test-all test-gpu test-slurm slurm-packages lint typecheck bench clean
+.PHONY: help setup train sweep report test test-slow test-all test-costs mutants test-gpu test-slurm slurm-packages lint typecheck bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,12 @@ test-slow: $(READY) ## process and signal matrices, whole products, full sizes (
 
 test-all: $(READY) ## all of both, with every combination and many more examples
 	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_DIST) --tier=all $(ARGS)
+
+test-costs: $(READY) ## which tests of `make test ARGS=--costs=outputs/costs.json` take more than 1.5 tiny runs (trains one)
+	$(BIN)/python benchmarks/suite.py outputs/costs.json
+
+mutants: $(READY) ## break golf in a hundred ways, one line each, and count what the tests of every commit notice (an hour)
+	$(TEST_ENV) $(BIN)/python tests/mutants/run.py $(ARGS)
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
