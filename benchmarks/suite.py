@@ -1,4 +1,4 @@
-"""What the default tier of tests costs, in tiny runs: the CPU seconds of `python golf/train.py track=tiny` on one thread.
+"""Count what the tests of every commit cost in tiny runs: CPU seconds of `golf/train.py track=tiny`, one thread.
 
     make test ARGS="--costs=outputs/costs.json"
     python benchmarks/suite.py outputs/costs.json                      # times a tiny run, then counts
