@@ -1,4 +1,7 @@
-"""The failure matrix: whatever one cell does is one failed row; the others stand, and only it runs again."""
+"""The failure matrix: whatever one cell does is one failed row; the others stand, and only it runs again.
+
+Cells are fake workers on a fake clock; three tests have them as processes, and in the tier `slow` all do.
+"""
 
 import dataclasses
 import errno
@@ -6,10 +9,8 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,12 @@ from golf.config import Run
 from golf.errors import RunError, StoppedError, UserError
 from golf.launcher import board, jobs, scheduler, sweep
 from golf.launcher.cells import Cell
-from golf.launcher.grid import Plan
 from golf.launcher.local import LocalAttempt
 from golf.launcher.slots import Slot
 from tests.helpers.processes import processes_in, wait_until
-from tests.helpers.tiers import quick
-
-FAKE = str(Path(__file__).with_name("fake_worker.py"))
-NO_PLAN = Plan(None, None, (), {})
+from tests.helpers.sweeps import NO_PLAN, Sweep, cells_of, starts
+from tests.helpers.tiers import slow
+from tests.helpers.worlds import World
 
 # label: (what the row says, launch settings)
 MATRIX = {
@@ -45,71 +44,53 @@ MATRIX = {
     "rank_exits_7": ("rank 1 ended with exit code 7", {"nproc": 2}),
 }
 
-# Of a kind with another.
-MORE = {
-    "exit3",
-    "disk_full",
-    "sigkill",
-    "hang",
-    "garbage",
-    "no_result",
-    "foreign_result",
-    "odd_metrics",
-    "rank_exits_7",
-}
-
-Sweep = Callable[..., list[sweep.Outcome]]
+IN_PROCESSES = "raise"  # one case of the default tier
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    return tmp_path / "outputs"
+def table(outputs: Path) -> Path:
+    """The folder of the sweep."""
+    return outputs / "table"
+
+
+@pytest.fixture(scope="session")
+def toy_local(toy: Callable[..., Run]) -> Run:
+    return toy("sweep_label=table")
 
 
 @pytest.fixture
-def go(toy: Callable[..., Run], outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+def go(toy_local: Run, outputs: Path, world: World) -> Sweep:
     """go(*labels, **launch settings) -> outcomes of fake cells with these labels; seeds 1, 2 ..."""
-    base = toy(f"outputs={outputs}", "sweep_label=table")
-    real = jobs.worker_command
-
-    def command(run: Run, folder: rundir.RunDir, slot: Slot) -> tuple[list[str], dict[str, str]]:
-        line, environment = real(run, folder, slot)
-        return [FAKE if part.endswith("golf/worker.py") else part for part in line], environment
-
-    monkeypatch.setattr(jobs, "worker_command", command)
-
-    def run(*labels: str, **settings: object) -> list[sweep.Outcome]:
-        launch = dataclasses.replace(base.launch, **settings)
-        cells = [
-            Cell(dataclasses.replace(base, label=label, seed=seed, launch=launch), [f"label={label}", f"seed={seed}"])
-            for seed, label in enumerate(labels, 1)
-        ]
-        return sweep.launch(cells, NO_PLAN)
-
-    return run
+    base = dataclasses.replace(toy_local, outputs=str(outputs))
+    return lambda *labels, **settings: sweep.launch(cells_of(base, labels, settings), NO_PLAN)
 
 
-def starts(outputs: Path) -> list[str]:
-    path = outputs / "table" / "starts.txt"
-    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@pytest.mark.parametrize("label", quick(MATRIX.keys() - MORE, MATRIX))
-def test_one_cell_fails_the_others_stand(label: str, go: Sweep, outputs: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "world, label",
+    [
+        *(("clock", label) for label in MATRIX),
+        ("processes", IN_PROCESSES),
+        *(slow("processes", label) for label in MATRIX if label != IN_PROCESSES),
+    ],
+    indirect=["world"],
+)
+def test_one_cell_fails_the_others_stand(
+    label: str, go: Sweep, outputs: Path, table: Path, world: World, capsys: pytest.CaptureFixture
+) -> None:
     message, settings = MATRIX[label]
     before = go("ok-a", label, "ok-b", **settings)
     assert [outcome.val_bpb for outcome in before] == [2.001, None, 2.003]
     assert message in str(before[1].error)
     shown = capsys.readouterr().out
     assert f"{label}-s2 failed: " in shown and message in shown and f"{label} was here" in shown, "the tail of its log"
-    status = (outputs / "table" / "STATUS.md").read_text()
+    status = (table / "STATUS.md").read_text()
     assert f"| {label} | 2 | failed |" in status and message in status and "| ok-b | 3 | done |" in status
-    assert processes_in(outputs) == []
-    (outputs / "table" / "mended").touch()
-    (outputs / "table" / "starts.txt").unlink()
+    assert world.left(outputs) == []
+    (table / "mended").touch()
+    (table / "starts.txt").unlink()
     after = go("ok-a", label, "ok-b", **settings)
     assert [outcome.val_bpb for outcome in after] == [2.001, 2.002, 2.003]
-    assert set(starts(outputs)) == {label}, "only what was missing runs again"
+    assert set(starts(table)) == {label}, "only what was missing runs again"
 
 
 @pytest.mark.wide
@@ -163,80 +144,83 @@ def test_a_board_that_cannot_be_written_costs_no_run(
     assert capsys.readouterr().out.count("cannot be written") == 1
 
 
-def test_retries_try_what_may_mend_and_nothing_else(go: Sweep, outputs: Path) -> None:
+def test_retries_try_what_may_mend_and_nothing_else(go: Sweep, table: Path) -> None:
     flaky, bad, hopeless = go("flaky", "bad_input", "exit3", retries=2)
     assert flaky.val_bpb == 2.001 and bad.error and hopeless.error
-    assert {name: starts(outputs).count(name) for name in ("flaky", "bad_input", "exit3")} == {
+    assert {name: starts(table).count(name) for name in ("flaky", "bad_input", "exit3")} == {
         "flaky": 2,
         "bad_input": 1,
         "exit3": 3,
     }
 
 
-def test_on_failure_stop_starts_nothing_more(go: Sweep, outputs: Path) -> None:
+def test_on_failure_stop_starts_nothing_more(go: Sweep, table: Path) -> None:
     outcomes = go("takes_a_while", "exit3", "ok-c", "ok-d", on_failure="stop", slots=2)
     assert outcomes[0].val_bpb == 2.001, "what ran went on to its end"
     assert "exit code 3" in str(outcomes[1].error) and "not started" in str(outcomes[3].error)
-    assert "ok-d" not in starts(outputs)
+    assert "ok-d" not in starts(table)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_everything_and_leaves_nothing(number: signal.Signals, go: Sweep, outputs: Path) -> None:
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    "world, number",
+    [
+        *(("clock", number) for number in SIGNALS),
+        ("processes", signal.SIGTERM),
+        *(slow("processes", number) for number in SIGNALS if number != signal.SIGTERM),
+    ],
+    indirect=["world"],
+)
+def test_a_signal_stops_everything_and_leaves_nothing(
+    number: signal.Signals, go: Sweep, outputs: Path, table: Path, world: World
+) -> None:
     before = signal.signal(number, signal.SIG_DFL)  # nohup, say, has it ignored
-    sender = f"import os, pathlib, time\nwhile not pathlib.Path({str(outputs / 'table' / 'starts.txt')!r}).exists():"
-    sender += f" time.sleep(0.05)\ntime.sleep(0.5); os.kill({os.getpid()}, {int(number)})"
-    helper = subprocess.Popen([sys.executable, "-c", sender])
+    world.interrupt(lambda: len(starts(table)) == 2, number)
     with pytest.raises(StoppedError) as stopped:
         go("slow", "slow2", "ok-c", slots=2, retries=3)
-    helper.wait()
-    assert stopped.value.code == 130 and processes_in(outputs) == [] and "ok-c" not in starts(outputs)
-    status = (outputs / "table" / "STATUS.md").read_text()
+    assert stopped.value.code == 130 and world.left(outputs) == [] and "ok-c" not in starts(table)
+    status = (table / "STATUS.md").read_text()
     assert "| slow | 1 | stopped |" in status and "| ok-c | 3 | waiting |" in status
     assert signal.signal(number, before) == signal.SIG_DFL, "handlers are given back"
-    (outputs / "table" / "mended").touch()
+    (table / "mended").touch()
     assert [outcome.val_bpb for outcome in go("slow", "slow2", "ok-c")] == [2.001, 2.002, 2.003]
 
 
-def test_a_second_signal_kills_what_will_not_stop(go: Sweep, outputs: Path) -> None:
-    sender = f"import os, pathlib, time\nwhile not pathlib.Path({str(outputs / 'table' / 'starts.txt')!r}).exists():"
-    sender += f" time.sleep(0.05)\ntime.sleep(0.5)\nfor i in range(2): os.kill({os.getpid()}, 15); time.sleep(0.5)"
-    helper = subprocess.Popen([sys.executable, "-c", sender])
-    begun = time.monotonic()
+def test_a_second_signal_kills_what_will_not_stop(go: Sweep, outputs: Path, table: Path, world: World) -> None:
+    world.interrupt(lambda: starts(table), signal.SIGTERM, signal.SIGTERM)
+    begun = world.now()
     with pytest.raises(StoppedError):
         go("hang", grace_seconds=120.0)
-    assert time.monotonic() - begun < 60, "it was not the end of its grace"
-    helper.wait()
-    assert processes_in(outputs) == []
+    assert world.now() - begun < 60, "it was not the end of its grace"
+    assert world.left(outputs) == []
 
 
-def test_a_sweep_belongs_to_one_launcher(go: Sweep, outputs: Path) -> None:
-    (outputs / "table").mkdir(parents=True)
-    with sweep.held(outputs / "table"), pytest.raises(RunError, match="another launcher is at work here"):
+def test_a_sweep_belongs_to_one_launcher(go: Sweep, table: Path) -> None:
+    table.mkdir(parents=True)
+    with sweep.held(table), pytest.raises(RunError, match="another launcher is at work here"):
         go("ok")
-    assert starts(outputs) == []
+    assert starts(table) == []
 
 
-def test_a_cell_at_work_elsewhere_fails_alone(
-    go: Sweep, outputs: Path, monkeypatch: pytest.MonkeyPatch, toy: Callable[..., Run]
-) -> None:
+def test_a_cell_at_work_elsewhere_fails_alone(go: Sweep, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "BUSY_SECONDS", 0.1)
     go("exit3", "ok-b")
-    (folder,) = (outputs / "table").glob("exit3-s1-*")
+    (folder,) = table.glob("exit3-s1-*")
     with rundir.RunDir(folder).lock():
         one, _ = go("exit3", "ok-b", grace_seconds=0.5)
-    assert "is at work here; wait for it or stop it" in str(one.error) and starts(outputs).count("exit3") == 1
+    assert "is at work here; wait for it or stop it" in str(one.error) and starts(table).count("exit3") == 1
 
 
-def test_a_folder_that_a_dying_run_still_holds_is_waited_for(go: Sweep, outputs: Path) -> None:
+def test_a_folder_that_a_dying_run_still_holds_is_waited_for(go: Sweep, table: Path, world: World) -> None:
     go("exit3")
-    (folder,) = (outputs / "table").glob("exit3-s1-*")
-    (outputs / "table" / "mended").touch()
-    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
-    command = [sys.executable, "-c", f"{hold}; time.sleep(1.5)", str(folder / ".lock")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert holder.stdout is not None and holder.stdout.readline()
-    assert go("exit3")[0].val_bpb == 2.001
-    holder.wait()
+    (folder,) = table.glob("exit3-s1-*")
+    (table / "mended").touch()
+    with ExitStack() as holder:
+        holder.enter_context(rundir.RunDir(folder).lock())
+        world.when(lambda: True, holder.close, after=1.5)
+        assert go("exit3")[0].val_bpb == 2.001
 
 
 def test_what_was_done_before_counts_also_when_a_sweep_stops_early(go: Sweep) -> None:
@@ -254,18 +238,17 @@ def test_a_terminal_that_is_gone_costs_no_run(go: Sweep, monkeypatch: pytest.Mon
     assert [outcome.val_bpb for outcome in go("ok-a", "ok-b")] == [2.001, 2.002]
 
 
-@pytest.mark.wide
-def test_bad_input_in_a_rank_is_not_tried_again(go: Sweep, outputs: Path) -> None:
+def test_bad_input_in_a_rank_is_not_tried_again(go: Sweep, table: Path) -> None:
     (one,) = go("bad_input", nproc=2, retries=2)
-    assert one.error and len(starts(outputs)) <= 2, "two ranks, one attempt"
+    assert one.error and len(starts(table)) <= 2, "two ranks, one attempt"
 
 
-def test_seeds_stay_registered_as_they_were_before_any_result(go: Sweep, outputs: Path) -> None:
-    path = outputs / "table" / "sweep.json"
+def test_seeds_stay_registered_as_they_were_before_any_result(go: Sweep, table: Path) -> None:
+    path = table / "sweep.json"
     path.parent.mkdir(parents=True)
     go("exit3")
     first = json.loads(path.read_text())
-    (outputs / "table" / "mended").touch()
+    (table / "mended").touch()
     path.write_text(json.dumps(first | {"seeds": [1, 2]}))
     go("exit3")
     assert json.loads(path.read_text())["seeds"] == [], "nothing had a result yet"

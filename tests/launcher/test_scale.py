@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
 from golf.rundir import RunDir, attempts_in, choose_folder
 from hydra_plugins.golf_launcher import GolfLauncher
+from tests.helpers.clocks import FakeClock
 
 
 @pytest.fixture
@@ -77,11 +77,12 @@ def test_the_folders_of_many_runs_are_chosen_by_one_look(tmp_path: Path, monkeyp
 def test_the_board_writes_no_oftener_than_it_can_afford(
     toy: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = []
+    texts, clock = [], FakeClock()
+    clock.put_in(monkeypatch, board)
 
     def slow(path: Path, text: str) -> None:
         texts.append(text)
-        time.sleep(0.05)
+        clock.sleep(0.05)
 
     monkeypatch.setattr(board, "write_atomic", slow)
     run = toy()

@@ -11,16 +11,14 @@ from pathlib import Path
 import pytest
 
 from golf import report
-from golf.conf_files import CONF
 from golf.launcher.slurm import queue
-from golf.rundir import RunDir
+from golf.rundir import ROOT, RunDir
 from tests.helpers.processes import wait_until
 from tests.helpers.runs import toy_overrides
+from tests.helpers.sweeps import whole_lines
 from tests.launcher.cluster import cluster, why_not
-from tests.launcher.test_sweeps import whole_lines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3000)]
-ROOT = CONF.parent
 PATIENCE = 600.0
 SLURM = ["launch=slurm", "launch.gpus=1", "launch.cpus=1", "launch.poll_seconds=1"]
 # What a report says of scores and sizes, whatever a run took.

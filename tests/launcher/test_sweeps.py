@@ -10,53 +10,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 
-from golf import report, train
-from golf.compose import compose_whole
-from golf.conf_files import CONF
+from golf import report
+from golf.compose import compose_whole, run_of_whole
+from golf.conf_files import CONF, parse
 from golf.launcher.grid import key_of
 from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import read_standing
-from golf.rundir import RunDir
+from golf.rundir import ROOT, RunDir
+from golf.search.space import search_of
 from hydra_plugins.golf_sweeper import plan_of
 from tests.helpers.processes import processes_in, wait_until
 from tests.helpers.runs import toy_overrides
+from tests.helpers.sweeps import Door, logged, whole_lines
 from tests.helpers.tiers import quick
 
-ROOT = CONF.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
 
-Door = Callable[..., tuple[int, str]]
 
-
-@pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Door:
-    """door(*overrides) -> (exit code, stdout) of train.main() in this process."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "golf" / "train.py"), *arguments])
-        code = train.main()
-        said = capfd.readouterr()
-        assert code == 0 or said.err, "an error says something"
-        return code, said.out + said.err
-
-    return run
+def sweep_file(name: str) -> DictConfig:
+    """The configuration of a sweep file with its `hydra.sweeper`: composed where the file changes what runs have in
+    common, else read as it stands."""
+    node = parse((ROOT / "sweeps" / f"{name}.yaml").read_text())
+    if set(node) != {"hydra"}:
+        return compose_whole([f"+sweep={name}"])
+    assert set(node["hydra"]) == {"mode", "sweeper"} and node["hydra"]["mode"] == "MULTIRUN"
+    default, told = parse((CONF / "hydra" / "sweeper" / "golf.yaml").read_text()), node["hydra"]["sweeper"]
+    assert set(told) <= set(default)
+    return OmegaConf.create({"hydra": {"sweeper": default | told}})
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_file_is_a_plan(name: str) -> None:
-    """Its rows can be read and choose what is there; with --wide all of them are composed."""
+    """Its rows can be read and choose what is there; in the tier `all` every one of them is composed."""
     text = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()
     assert text[0] == "# @package _global_" and text[1].startswith("# ")
-    plan = plan_of(compose_whole([f"+sweep={name}"]))
+    config = sweep_file(name)
+    plan = plan_of(config)
     assert plan.purpose
     for row, line in plan.rows.items():
         chosen = [override.lstrip("+").split("=") for override in line if "." not in key_of(override)]
         for group, options in chosen:
             files = [CONF / group.split("@")[0] / f"{option}.yaml" for option in options.strip("[]").split(",")]
             assert all(file.exists() for file in files if file.parent.is_dir()), row
+    if config.hydra.sweeper.search is not None:
+        search_of(OmegaConf.to_container(config.hydra.sweeper.search, resolve=True))
+    if set(config) > {"hydra"}:
+        assert run_of_whole(config).budget, "what its runs have in common is a run"
 
 
 @pytest.mark.parametrize("name", quick(("smoke", "seeds3"), SWEEPS))
@@ -90,17 +91,9 @@ def start(folder: Path, outputs: Path, *extra: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
-def logged(outputs: Path, step: int) -> bool:
-    return any(f'"step": {step},' in path.read_text() for path in outputs.rglob("metrics.jsonl"))
-
-
 def last_step(outputs: Path) -> int:
     steps = [json.loads(line)["step"] for path in outputs.rglob("metrics.jsonl") for line in whole_lines(path)]
     return max(steps, default=0)
-
-
-def whole_lines(path: Path) -> list[str]:
-    return path.read_text().split("\n")[:-1]
 
 
 @pytest.mark.wide

@@ -1,42 +1,37 @@
-"""A search on slots: it prunes, it survives a kill of its launcher, and one trial's end is never another's."""
+"""A search on slots: it prunes, it survives a kill of its launcher, and one trial's end is never another's.
+
+Its trials live on a fake clock; one test has them as processes, and in the tier `slow` all do.
+"""
 
 import copy
 import json
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from golf import rundir
 from golf.config import Run
 from golf.errors import RunError, StoppedError, UserError
-from golf.launcher import jobs
 from golf.launcher.cells import Cell
 from golf.launcher.grid import Plan
-from golf.launcher.slots import Slot
 from golf.search import drive
 from golf.search.book import JOURNAL, Book, Trial
 from golf.search.confirm import Found
 from golf.search.space import search_of
-from tests.helpers.processes import processes_in, wait_until
+from tests.helpers.processes import wait_until
+from tests.helpers.sweeps import starts
+from tests.helpers.worlds import World
 
-FAKE = str(Path(__file__).with_name("fake_trial.py"))
 LR = "optimizer.groups.matrices.lr"
 PLAN = Plan("which rate", None, (5, 6), {})
 SEARCH = {"trials": 7, "seed": 1, "startup": 2, "space": {LR: {"low": 0.0004, "high": 4.0, "log": True}}}
 
 Go = Callable[..., Found | None]
-
-
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    return tmp_path / "outputs"
 
 
 @pytest.fixture
@@ -46,26 +41,22 @@ def folder(outputs: Path) -> Path:
     return made
 
 
+@pytest.fixture(scope="session")
+def toy_trial(toy: Callable[..., Run]) -> Run:
+    return toy("budget.max_steps=8", "eval.split=tune", "eval.every_steps=1", "launch.slots=2")
+
+
 @pytest.fixture
-def go(toy: Callable[..., Run], outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
+def go(toy_trial: Run, outputs: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> Go:
     """go(changes of the search, **launch settings) -> what a search with fake workers found."""
-    base = toy("budget.max_steps=8", "eval.split=tune", "eval.every_steps=1", "launch.slots=2")
-    base.outputs = str(outputs)
-    real = jobs.worker_command
-
-    def command(run: Run, run_folder: rundir.RunDir, slot: Slot) -> tuple[list[str], dict[str, str]]:
-        line, environment = real(run, run_folder, slot)
-        return [FAKE if part.endswith("golf/worker.py") else part for part in line], environment
-
-    monkeypatch.setattr(jobs, "worker_command", command)
     monkeypatch.setattr(drive, "LOOK_SECONDS", 0.05)
 
     def search(changes: dict[str, Any] | None = None, edit: Callable[[Run], None] | None = None) -> Found | None:
         def compose(overrides: list[str]) -> Cell:
             values = dict(override.split("=", 1) for override in overrides)
-            run = copy.deepcopy(base)
-            run.label, run.sweep_label, run.seed = values["label"], values["sweep_label"], int(values["seed"])
-            run.optimizer.groups["matrices"].lr = float(values.get(LR, 0.04))
+            run = copy.deepcopy(toy_trial)
+            run.outputs, run.label, run.sweep_label = str(outputs), values["label"], values["sweep_label"]
+            run.seed, run.optimizer.groups["matrices"].lr = int(values["seed"]), float(values.get(LR, 0.04))
             if edit is not None:
                 edit(run)
             return Cell(run, overrides)
@@ -79,12 +70,7 @@ def trials_in(folder: Path) -> list[Trial]:
     return Book(folder / JOURNAL, search_of(SEARCH)).trials()
 
 
-def starts(folder: Path) -> list[str]:
-    path = folder / "starts.txt"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def test_a_search_finds_stops_and_tells(go: Go, folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_search_finds_stops_and_tells(go: Go, folder: Path, world: World, capsys: pytest.CaptureFixture) -> None:
     (folder / "wait").write_text("100")
     found = go()
     assert found is not None and found.failed == 0 and found.registered == (5, 6)
@@ -105,7 +91,7 @@ def test_a_search_finds_stops_and_tells(go: Go, folder: Path, capsys: pytest.Cap
     assert "7 trials with seed 1, scored on tune" in text and "the best is confirmed with seeds 5, 6" in text
     register = json.loads((folder / "sweep.json").read_text())
     assert len(register["cells"]) == 7 and register["seeds"] == [1]
-    assert not (folder.parent / "validation_passes.jsonl").exists() and processes_in(folder) == []
+    assert not (folder.parent / "validation_passes.jsonl").exists() and world.left(folder) == []
     before = starts(folder)
     again = go()
     assert again == found and starts(folder) == before, "nothing that was told runs again"
@@ -121,14 +107,17 @@ def test_nobody_is_stopped_before_the_warmup_is_over(go: Go, folder: Path) -> No
     assert all(trial.state == "done" or (trial.step or 0) >= 5 for trial in trials), "and wait at step 4 for long"
 
 
-def test_a_killed_launcher_loses_no_trial(go: Go, folder: Path) -> None:
-    child = multiprocessing.get_context("fork").Process(target=go)
+@pytest.mark.parametrize("world", ["clock", "processes"], indirect=True)
+def test_a_killed_launcher_loses_no_trial(go: Go, folder: Path, world: World) -> None:
+    def search() -> None:
+        world.when(lambda: len(starts(folder)) >= 4, partial(os.kill, os.getpid(), signal.SIGKILL))
+        go()
+
+    child = multiprocessing.get_context("fork").Process(target=search)
     child.start()
-    wait_until(lambda: len(starts(folder)) >= 4)
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
     child.join()
-    wait_until(lambda: not processes_in(folder), 30)
+    assert child.exitcode == -signal.SIGKILL
+    wait_until(lambda: not world.left(folder), 30)
     before = {trial.number: trial for trial in trials_in(folder)}
     left = {trial.name for trial in before.values() if trial.state == "open"}
     assert left, "something was under way"
@@ -188,16 +177,11 @@ def test_a_trial_that_cannot_be_run_costs_only_itself(go: Go, folder: Path) -> N
     assert any(trial.state == "refused" for trial in trials)
 
 
-def test_a_signal_stops_a_search_and_nothing_is_lost(go: Go, folder: Path) -> None:
-    def interrupt() -> None:
-        wait_until(lambda: len(starts(folder)) >= 2)
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=interrupt).start()
+def test_a_signal_stops_a_search_and_nothing_is_lost(go: Go, folder: Path, world: World) -> None:
+    world.interrupt(lambda: len(starts(folder)) >= 2, signal.SIGTERM, apart=0.2)
     with pytest.raises(StoppedError, match="the same command goes on with it"):
         go()
-    assert processes_in(folder) == [] and any(trial.state == "open" for trial in trials_in(folder))
+    assert world.left(folder) == [] and any(trial.state == "open" for trial in trials_in(folder))
     assert go() is not None and all(trial.state != "open" for trial in trials_in(folder))
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from golf import report
 from golf.launcher.processes import ATTEMPT
-from golf.rundir import RunDir
+from golf.rundir import ROOT, RunDir
 from tests.helpers.processes import processes_in, wait_until
 from tests.helpers.runs import toy_overrides
-from tests.launcher.test_sweeps import ROOT, Door, door, logged  # noqa: F401
+from tests.helpers.sweeps import Door, logged
 
 LR = "optimizer.groups.matrices.lr"
 SPACE = f"{{optimizer.groups.embeddings.lr:null,{LR}:{{low:0.02,high:5,log:true}}}}"
@@ -33,7 +33,7 @@ def command(folder: Path, outputs: Path) -> list[str]:
 def test_a_killed_search_goes_on_prunes_and_confirms_its_best(
     toy_folder: Path,
     tmp_path: Path,
-    door: Door,  # noqa: F811
+    door: Door,
     capfd: pytest.CaptureFixture,
 ) -> None:
     line = command(toy_folder, tmp_path)
@@ -70,7 +70,7 @@ def test_a_killed_search_goes_on_prunes_and_confirms_its_best(
 
 
 def test_a_search_of_keys_that_do_not_exist_is_refused_in_one_line(
-    door: Door,  # noqa: F811
+    door: Door,
     toy_folder: Path,
     tmp_path: Path,
 ) -> None:
