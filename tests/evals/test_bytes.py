@@ -9,7 +9,7 @@ import torch
 
 from golf.tokens.tokenizer import ByteCounter, encode_documents, load_tokenizer, train_tokenizer
 from tests.evals.helpers import Model, plain_counter, score, windows_of
-from tests.tokens.test_tokenizer import TRICKY
+from tests.helpers.texts import TRICKY
 
 
 def test_a_uniform_byte_model_scores_eight() -> None:

@@ -19,7 +19,7 @@ from golf.evals.scorers import FixedConfig, MixtureConfig, Scorer, TemperatureCo
 from golf.evals.ttt_lora import PhasedConfig
 from golf.models.lm import LM
 from tests.evals.helpers import windows_of
-from tests.evals.test_scorers import SGD, documents, lora, nll_of
+from tests.helpers.learners import SGD, documents, lora, nll_of
 
 Toy = Callable[..., Run]
 LAST = {"mlp": "stack.blocks.2.mlp.*", "out": "stack.blocks.2.mixer.out", "query": "stack.blocks.2.mixer.query"}

@@ -18,19 +18,16 @@ from golf.auditing import brought_forward
 from golf.dist import Ranks
 from golf.evals import probes, ttt_lora
 from golf.evals.book import Book
-from golf.evals.case import Case, sample_text
+from golf.evals.case import sample_text
 from golf.evals.evaluator import EvaluatorConfig, WindowsConfig
 from golf.evals.known_bad import CheatConfig, SubsetConfig, _raised, known_next, noise, windows
 from golf.evals.probes import FAIL, PASS, UNKNOWN, candidate
 from golf.evals.scorers import FixedConfig, Scorer, ScorerConfig, Window
 from golf.models.lm import LM
 from golf.nodes import plain
-from golf.tokens.prepare import Prepared
-from tests.evals.helpers import windows_of
-from tests.evals.test_probes import findings, lawful  # noqa: F401 (a fixture)
-from tests.evals.test_scorers import LEARNERS, documents
+from tests.evals.helpers import Lawful, findings, windows_of
+from tests.helpers.learners import LEARNERS, documents
 
-Lawful = tuple[Callable[[EvaluatorConfig], Case], Prepared]
 Cheat = Callable[[LM, Window], Tensor]
 
 
@@ -55,19 +52,20 @@ def where(kept: Callable[[Window], Tensor]) -> Cheat:
     return lambda model, w: torch.where(kept(w)[:, None, None], oracle(model, w), model.log_probs(w.ids_BT, w.scored))
 
 
-def verdicts(evaluator: EvaluatorConfig, lawful: Lawful) -> dict[str, str]:  # noqa: F811
+def verdicts(evaluator: EvaluatorConfig, lawful: Lawful, *probes: str) -> dict[str, str]:
     case, prepared = lawful
-    return findings(case(evaluator), prepared)
+    return findings(case(evaluator), prepared, probes)
 
 
-def test_noise_hides_nothing(lawful: Lawful) -> None:  # noqa: F811
-    found = verdicts(cheating(noise), lawful)
+def test_noise_hides_nothing(lawful: Lawful) -> None:
+    found = verdicts(cheating(noise), lawful, "repeat", "target")
     assert found["repeat"] == FAIL and found["target"] != PASS
 
 
-def test_no_numbers_are_no_score(lawful: Lawful) -> None:  # noqa: F811
-    found = verdicts(cheating(lambda model, w: model.log_probs(w.ids_BT, w.scored) * torch.nan), lawful)
-    assert found["repeat"] == found["normalisation"] == found["memory"] == FAIL
+def test_no_numbers_are_no_score(lawful: Lawful) -> None:
+    probes = ("repeat", "normalisation", "memory")
+    nothing = cheating(lambda model, w: model.log_probs(w.ids_BT, w.scored) * torch.nan)
+    assert verdicts(nothing, lawful, *probes) == dict.fromkeys(probes, FAIL)
 
 
 @pytest.mark.parametrize("cheat", [
@@ -75,15 +73,15 @@ def test_no_numbers_are_no_score(lawful: Lawful) -> None:  # noqa: F811
     rare_gate,
     where(lambda w: torch.full((len(w.ids_BT),), w.scored == w.ids_BT.shape[1])),
 ], ids=["everywhere", "on rare tokens", "in the first window"])  # fmt: skip
-def test_a_target_that_is_seen_is_seen(cheat: Cheat, lawful: Lawful) -> None:  # noqa: F811
-    assert verdicts(cheating(cheat), lawful)["target"] == FAIL
+def test_a_target_that_is_seen_is_seen(cheat: Cheat, lawful: Lawful) -> None:
+    assert verdicts(cheating(cheat), lawful, "target")["target"] == FAIL
 
 
-def test_the_last_window_is_probed(lawful: Lawful) -> None:  # noqa: F811
+def test_the_last_window_is_probed(lawful: Lawful) -> None:
     case, _ = lawful
     start = torch.from_numpy(case(LEARNERS["fixed"]).stream[-33:-28].astype(np.int64))
     cheat = cheating(where(lambda window: (window.ids_BT[:, :5] == start).all(1)))
-    assert verdicts(replace(cheat, chunk_tokens=64), lawful)["target"] == FAIL
+    assert verdicts(replace(cheat, chunk_tokens=64), lawful, "target")["target"] == FAIL
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,7 +96,7 @@ class OpeningConfig(ScorerConfig):
 
 
 @pytest.mark.parametrize("way", ["thread", "bytes"])
-def test_training_text_is_opened_in_no_way(way: str, lawful: Lawful) -> None:  # noqa: F811
+def test_training_text_is_opened_in_no_way(way: str, lawful: Lawful) -> None:
     shard = lawful[1].splits["train"].shards[0]
 
     def read(path: Any) -> None:
@@ -111,11 +109,11 @@ def test_training_text_is_opened_in_no_way(way: str, lawful: Lawful) -> None:  #
         thread.join()
 
     opening = aside if way == "thread" else lambda: read(os.fsencode(shard))
-    found = verdicts(windows_of(32, 16, 128, chunk_tokens=150, scorer=OpeningConfig(opening=opening)), lawful)
-    assert found["files"] == FAIL
+    evaluator = windows_of(32, 16, 128, chunk_tokens=150, scorer=OpeningConfig(opening=opening))
+    assert verdicts(evaluator, lawful, "files")["files"] == FAIL
 
 
-def test_bytes_of_a_part_are_not_judged(lawful: Lawful) -> None:  # noqa: F811
+def test_bytes_of_a_part_are_not_judged(lawful: Lawful) -> None:
     case, _ = lawful
     part = case(LEARNERS["fixed"])
     found = probes.bytes_counted(replace(part, evaluator=windows(part, SubsetConfig, every=2)))
@@ -139,7 +137,7 @@ class EarlierOnlyConfig(WindowsConfig):
 
 
 @pytest.mark.parametrize("by", [0.5, 0.002])
-def test_scores_before_the_place_are_compared(by: float, lawful: Lawful) -> None:  # noqa: F811
+def test_scores_before_the_place_are_compared(by: float, lawful: Lawful) -> None:
     """None of the distributions at two thirds of the text moves; by a little as well as by much."""
     case, _ = lawful
     config = EarlierOnlyConfig(length=32, stride=16, batch_tokens=128, chunk_tokens=150, by=by)
@@ -148,7 +146,7 @@ def test_scores_before_the_place_are_compared(by: float, lawful: Lawful) -> None
     assert probes.future(found).verdict == FAIL
 
 
-def test_tokens_of_every_kind_are_tried(lawful: Lawful) -> None:  # noqa: F811
+def test_tokens_of_every_kind_are_tried(lawful: Lawful) -> None:
     """At each place three, among them the likeliest; over all places every kind, and many targets at once."""
     case, _ = lawful
     found = case(windows_of(16, 4, 64, chunk_tokens=64))
@@ -173,7 +171,7 @@ def test_tokens_of_every_kind_are_tried(lawful: Lawful) -> None:  # noqa: F811
     assert len(tried) > 2 * len(found.places)
 
 
-def test_what_is_probed_together_shares_no_window(lawful: Lawful) -> None:  # noqa: F811
+def test_what_is_probed_together_shares_no_window(lawful: Lawful) -> None:
     case, _ = lawful
     found = case(windows_of(16, 4, 64, chunk_tokens=64))
     for k in found.places.values():
@@ -182,7 +180,7 @@ def test_what_is_probed_together_shares_no_window(lawful: Lawful) -> None:  # no
         assert len({int(found.plan.round_N[place]) for place in together}) == 1
 
 
-def test_phases_are_met_by_little_text(lawful: Lawful, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_phases_are_met_by_little_text(lawful: Lawful, model: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty-four documents at once and phases after hundreds: as they are, no probe would ever see one."""
     phases = []
     monkeypatch.setattr(ttt_lora.Phased, "_phase", lambda self: phases.append(len(self.texts)))
@@ -192,7 +190,7 @@ def test_phases_are_met_by_little_text(lawful: Lawful, monkeypatch: pytest.Monke
     stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)
     for config, met in ((meant, 0), (meant.in_brief(), 2)):
         phases.clear()
-        found = case(config)
+        found = case(config, model=model)
         found.stream = sample_text(config, stream, found.counter, prepared.bos_id)
         _ = found.plan
         assert len(phases) == met

@@ -18,7 +18,7 @@ from golf.evals.ttt_lora import LoRAScorer, Phased, PhasedConfig
 from golf.evals.ttt_sgd import SGDScorer
 from golf.models.lm import LM
 from tests.evals.helpers import windows_of
-from tests.evals.test_scorers import BOS, LEARNERS, SGD, lora, sgd
+from tests.helpers.learners import BOS, LEARNERS, SGD, lora, sgd
 
 IDS = torch.tensor([[1, 20, 30, 40, 20, 30, 40, 20]])
 FIXED = replace(SGD, momentum=0.0)

@@ -17,7 +17,7 @@ from golf.evals.ngram import NGramConfig
 from golf.evals.scorers import FixedConfig, MixtureConfig, TemperatureConfig, Window
 from golf.models.lm import LM
 from tests.evals.helpers import Model, plain_counter, score, windows_of
-from tests.evals.test_scorers import BOS, counts, documents, lora, nll_of
+from tests.helpers.learners import BOS, counts, documents, lora, nll_of
 
 
 def sharp(ids_BT: Tensor, last: int) -> Tensor:

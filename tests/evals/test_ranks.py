@@ -14,10 +14,10 @@ from golf.dist import ALONE, Ranks
 from golf.errors import RunError
 from golf.evals.book import Book
 from tests.evals.helpers import plain_counter, windows_of
-from tests.evals.test_scorers import BOS, LEARNERS, documents, lora, sgd
+from tests.helpers.learners import BOS, LEARNERS, documents, lora, repeating_stream, sgd, uneven_model
+from tests.helpers.ranks import on_processes, on_threads
 from tests.helpers.runs import toy_overrides
-from tests.helpers.tiers import quick, tries_everything
-from tests.ranks import on_ranks
+from tests.helpers.tiers import quick
 
 CASES = LEARNERS | {
     "two steps an epoch": windows_of(16, 4, 64, chunk_tokens=64, scorer=sgd()),
@@ -26,8 +26,6 @@ CASES = LEARNERS | {
     "lora, fresh": documents(scorer=lora(keep_a=False)),
     "one document at once": documents(documents=1, scorer=lora()),
 }
-
-
 FEW = ("fixed", "ngram", "lora", "steps of odd sizes")
 
 
@@ -39,33 +37,31 @@ class Task:
 
     def __call__(self, ranks: Ranks) -> dict[str, Any]:
         torch.set_num_threads(1)
-        torch.manual_seed(0)
-        model = compose(toy_overrides(self.folder, [])).model.build()
-        for parameter in model.parameters():
-            parameter.data.add_(torch.randn_like(parameter) * 0.05)
-        rng = np.random.default_rng(0)
-        texts = [np.append(BOS, np.resize(rng.integers(10, 60, 7), size)) for size in (30, 3, 60, 17, 1, 45, 26)]
-        stream = np.concatenate(texts).astype(np.uint16)
+        model = uneven_model(compose(toy_overrides(self.folder, [])).model)
         found = {}
         for name in self.names:
-            score = CASES[name].run(model, Book(stream, plain_counter(384), ranks), BOS)
+            score = CASES[name].run(model, Book(repeating_stream(), plain_counter(384), ranks), BOS)
             found[name] = (score.nats, score.tokens, score.bytes)
         return found
 
 
-@pytest.fixture(scope="module")
-def found(
-    request: pytest.FixtureRequest, toy_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    task = Task(toy_folder, list(CASES) if tries_everything(request.config) else FEW)
-    return task(ALONE), on_ranks(2, tmp_path_factory.mktemp("ranks") / "two", task)
+def agree(alone: dict[str, Any], first: dict[str, Any], second: dict[str, Any], name: str) -> None:
+    assert first[name] == second[name] and first[name][1:] == alone[name][1:]
+    assert first[name][0] == pytest.approx(alone[name][0], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", quick(FEW, CASES))
-def test_two_ranks_score_as_one(name: str, found: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
-    alone, (first, second) = found
-    assert first[name] == second[name] and first[name][1:] == alone[name][1:]
-    assert first[name][0] == pytest.approx(alone[name][0], rel=1e-5)
+def test_two_ranks_score_as_one(name: str, toy_folder: Path) -> None:
+    task = Task(toy_folder, [name])
+    agree(task(ALONE), *on_threads(2, task), name)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(toy_folder: Path, tmp_path: Path) -> None:
+    task = Task(toy_folder, list(CASES))
+    alone, both = task(ALONE), on_processes(2, tmp_path / "two", task)
+    for name in CASES:
+        agree(alone, *both, name)
 
 
 def both_grade_the_first_two(ranks: Ranks) -> str:
@@ -79,7 +75,7 @@ def both_grade_the_first_two(ranks: Ranks) -> str:
     return "closed"
 
 
-def test_a_target_that_two_ranks_grade_is_no_other(tmp_path: Path) -> None:
+def test_a_target_that_two_ranks_grade_is_no_other() -> None:
     """As many grades as targets are not each target once."""
-    for said in on_ranks(2, tmp_path / "two", both_grade_the_first_two):
+    for said in on_threads(2, both_grade_the_first_two):
         assert said.startswith("scored 0 of 4 targets once")

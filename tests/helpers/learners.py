@@ -14,9 +14,28 @@ from golf.evals.ngram import NGramConfig
 from golf.evals.scorers import FixedConfig, MixtureConfig, TemperatureConfig
 from golf.evals.ttt_lora import LoRAScorerConfig, PhasedConfig
 from golf.evals.ttt_sgd import SGDScorerConfig
+from golf.models.lm import LM, LMConfig
 from tests.evals.helpers import plain_counter, windows_of
 
 BOS = 1
+
+
+def uneven_model(config: LMConfig) -> LM:
+    """Return a new model, none of whose matrices are zero."""
+    torch.manual_seed(0)
+    model = config.build()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def repeating_stream() -> np.ndarray:
+    """Return documents that repeat themselves: BOS and 1 to 60 tokens."""
+    rng = np.random.default_rng(0)
+    texts = [np.append(BOS, np.resize(rng.integers(10, 60, 7), size)) for size in (30, 3, 60, 17, 1, 45, 26)]
+    return np.concatenate(texts).astype(np.uint16)
+
+
 SGD = SGDLearnerConfig(lr=0.05, weight_decay=0.0, momentum=0.9)
 ADAM = AdamWLearnerConfig(lr=0.01, weight_decay=0.5, beta1=0.0, beta2=0.99, eps=1e-10)
 
