@@ -114,7 +114,9 @@ def set_up_hydra() -> None:
     SourcesRegistry.instance().types["file"] = CachedFileSource
 
 
-_read: dict[str, tuple[Stamp, dict[str, str], Any]] = {}  # path -> its state, Hydra's header, omegaconf's container
+_read: dict[
+    str, tuple[Stamp, dict[str, str | None], Any]
+] = {}  # path -> its state, Hydra's header, omegaconf's container
 
 
 class CachedFileSource(FileConfigSource):
@@ -130,7 +132,7 @@ class CachedFileSource(FileConfigSource):
         return ConfigResult(where, self.provider, copy.deepcopy(config), dict(header))
 
 
-def _load(path: str) -> tuple[dict[str, str], Any]:
+def _load(path: str) -> tuple[dict[str, str | None], Any]:
     """Return the package header and the container of a YAML file."""
     stamp = stamp_of(path)
     if path not in _read or _read[path][0] != stamp:
@@ -180,15 +182,15 @@ class Composer:
         return config
 
     def _is_value(self, override: Override) -> bool:
-        """Whether an override changes what the merged files hold, and not which files they are."""
+        """Return whether an override changes what the merged files hold, and not which files they are."""
         key = override.key_or_group
         if key.startswith("hydra."):  # Hydra reads some of these while it composes
             return False
         return isinstance(override.value(), dict) or not self.loader.repository.group_exists(key)
 
     def _files(self) -> dict[str, Stamp]:
-        """Path and state of each YAML file of the search path."""
+        """Return path and state of each YAML file of the search path."""
         roots = [source.path for source in self.loader.get_sources() if source.scheme() == "file"]
         walks = itertools.chain.from_iterable(os.walk(root, followlinks=True) for root in roots)
         paths = [f"{folder}/{name}" for folder, _, names in walks for name in names if name.endswith(".yaml")]
-        return {path: stamp_of(path) for path in paths}
+        return {path: stamp_of(path) for path in paths if os.path.exists(path)}  # an editor's lock is a link to nowhere

@@ -32,10 +32,10 @@ def _loader_class() -> type:
     """Return omegaconf's YAML loader (its numbers, no dates, no key twice) on libyaml's parser where PyYAML has it."""
     pure_python: Any = get_yaml_loader()
     if not yaml.__with_libyaml__:
-        return pure_python  # type: ignore[no-any-return]
+        return pure_python
     from yaml.cyaml import CParser
 
-    class FastLoader(CParser, pure_python):  # type: ignore[misc]
+    class FastLoader(CParser, pure_python):
         def __init__(self, stream: Any):
             CParser.__init__(self, stream)
             yaml.constructor.SafeConstructor.__init__(self)
