@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from golf.averaging import AverageConfig, Averager, EMAConfig, LAWAConfig, NoAverageConfig, SWAConfig, weights_of
 from golf.conf_files import CONF
 from golf.schedules import Cooldown, Start, Tick
-from tests.helpers.runs import composed
+from tests.helpers.parts import run_of_line
 
 STEPS = 20
 RATE = Cooldown(fraction=0.5, floor=0.0, shape="linear")  # decays over the last ten steps
@@ -102,7 +102,7 @@ NAMES = sorted(path.stem for path in (CONF / "average").glob("*.yaml"))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_average_goes_on_from_its_state(name: str) -> None:
     """At every step of the way, also before it has begun, saved and loaded it gives the same average, bit for bit."""
-    config = composed("track=tiny", f"average={name}").average
+    config = run_of_line("track=tiny", f"average={name}").average
     if hasattr(config, "every_steps"):
         config.every_steps = 2
     whole, model, _, _ = walked(config)
@@ -118,7 +118,7 @@ def test_every_average_goes_on_from_its_state(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_averages_are_fp32_and_never_the_weights_to_come(name: str) -> None:
     """What bf16 weights give is averaged in fp32, and what was averaged does not follow the weights afterwards."""
-    config = composed("track=tiny", f"average={name}").average
+    config = run_of_line("track=tiny", f"average={name}").average
     model = nn.Linear(3, 2, bias=False).to(torch.bfloat16)
     averager = config.build(weights_of(model))
     for step in range(STEPS):

@@ -5,7 +5,7 @@ import pytest
 from golf.curriculum import Batches, BatchWarmupConfig, CurriculumConfig, LengthConfig, Shape
 from golf.errors import UserError
 from golf.schedules import Tick
-from tests.helpers.runs import composed
+from tests.helpers.parts import run_of_line
 
 FULL = Shape(384, 2048)  # PR 401's batch
 LENGTH = LengthConfig(divisors=[8, 4, 2], share=0.25)
@@ -81,6 +81,6 @@ def test_what_cannot_be_cut_is_said(curriculum: dict[str, CurriculumConfig], wor
 @pytest.mark.parametrize("track", ["tiny", "laptop", "h100x1", "h100x8"])
 @pytest.mark.parametrize("experiment", ["baseline_naive", "pr584_baseline", "pr401_v2"])
 def test_the_curricula_of_conf_fit_every_track(track: str, experiment: str) -> None:
-    run = composed(f"track={track}", "curriculum=[length,batch]", f"experiment={experiment}")
+    run = run_of_line(f"track={track}", "curriculum=[length,batch]", f"experiment={experiment}")
     batches = run.batches(run.launch.nproc)
     assert len(batches.shapes) >= 4 and batches.shapes[-1].tokens == run.batch.tokens_per_step

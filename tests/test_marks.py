@@ -1,7 +1,5 @@
 """A score that breaks a rule is marked in every table that shows it; tests/reports has those of reports and plots."""
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +7,12 @@ from typing import Any
 import pytest
 
 from golf import evaluate, quantize
-from golf.config import Run
 from golf.launcher import board, tables
 from golf.launcher.cells import Cell
 from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
 from golf.rundir import RunDir, write_json
+from tests.helpers.parts import run_of_line
 from tests.reports.helpers import result
 
 EVALS = {"plain": {"val_bpb": 2.0, "tokens": 1000, "bytes": 3000, "seconds": 1.0, "legal": True}}
@@ -28,12 +26,10 @@ def found(request: pytest.FixtureRequest) -> tuple[dict[str, Any], bool]:
     return entry | BREAKS.get(request.param, {}), request.param in BREAKS
 
 
-def test_a_sweep_marks_it(
-    found: tuple[dict[str, Any], bool], toy: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_sweep_marks_it(found: tuple[dict[str, Any], bool], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """STATUS.md, the line that tells that it is done, the table at the end, and the one of a sweep begun again."""
     entry, marked = found
-    run = dataclasses.replace(toy(), label="cheat", outputs=str(tmp_path))
+    run = run_of_line("track=tiny", "label=cheat", f"outputs={tmp_path}")
     folder = RunDir(tmp_path / "table" / "cheat")
     folder.path.mkdir(parents=True)
     prepared: Any = None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from golf.optim.rows import RowsConfig
 from golf.optim.sam import AscentConfig
 from golf.optim.update import UpdatePartConfig
 from golf.schedules import Constant, Ramp, Tick
+from tests.helpers.parts import run_of_line
+from tests.helpers.runs import TOY, merged
 from tests.helpers.toy_matrices import AFTER, BEFORE, VARIANTS, Toy, backward, config, muon, steps
 
 NOW = Tick(step=3, progress=0.3, steps_left=7)
 YAMLS = sorted(path.relative_to(CONF).with_suffix("") for path in (CONF / "optimizer").rglob("*.yaml"))
+
+
+def toy_run(*overrides: str) -> Run:
+    return run_of_line(*merged(TOY, [*overrides]))
 
 
 def matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
@@ -280,9 +287,9 @@ def test_multipliers_leave_the_names_of_states() -> None:
     assert len({frozenset(steps(variant, ALONE, range(2))["state"]) for variant in variants}) == 1
 
 
-def test_the_decoder_is_the_second_half_of_a_unet(toy: Callable[..., Run]) -> None:
+def test_the_decoder_is_the_second_half_of_a_unet() -> None:
     for layers in (3, 4, 9, 11):
-        run = toy("optimizer/multiplier=[decoder]", f"model.layers={layers}")
+        run = toy_run("optimizer/multiplier=[decoder]", f"model.layers={layers}")
         model = run.model.build_on_meta()
         factors = run.optimizer.factors(model)
         halves = {name.split(".")[2] for name, factor in factors.items() if factor == 2.0}
@@ -290,8 +297,8 @@ def test_the_decoder_is_the_second_half_of_a_unet(toy: Callable[..., Run]) -> No
         assert set(factors) == set(dict(model.named_parameters()))
 
 
-def test_a_multiplier_for_nothing_is_refused(toy: Callable[..., Run]) -> None:
-    run = toy("optimizer/multiplier=[decoder]", "optimizer.multipliers.decoder.groups=[embeddings]")
+def test_a_multiplier_for_nothing_is_refused() -> None:
+    run = toy_run("optimizer/multiplier=[decoder]", "optimizer.multipliers.decoder.groups=[embeddings]")
     with pytest.raises(UserError, match=r"^optimizer\.multipliers\.decoder: fits no parameter; layers='last:6 of 11'"):
         check(run)
     wrong = ["optimizer/multiplier=[decoder]", "optimizer.multipliers.decoder.groups=[nope]"]
@@ -300,8 +307,8 @@ def test_a_multiplier_for_nothing_is_refused(toy: Callable[..., Run]) -> None:
 
 
 @pytest.mark.parametrize("clip", ["null", "local"])
-def test_clip_is_global(clip: str, toy: Callable[..., Run]) -> None:
-    run = toy("optimizer.clip_norm=0.5", f"optimizer.clip={clip}")
+def test_clip_is_global(clip: str) -> None:
+    run = toy_run("optimizer.clip_norm=0.5", f"optimizer.clip={clip}")
     model = run.model.build()
     optimizer = run.optimizer.build(model, torch.float32)
     for parameter in model.parameters():
@@ -342,26 +349,29 @@ def test_ascent_takes_the_gradient_above() -> None:
 # ---------------------------------------------------------------- every YAML
 
 
+@cache
+def trained(*overrides: str) -> tuple[list[float], dict[str, Tensor]]:
+    """The losses of three steps of a toy model, and its weights behind them: every parameter has moved."""
+    run = toy_run(*overrides)
+    torch.manual_seed(0)
+    model = run.model.build()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = run.optimizer.build(model, torch.float32)
+    ids = torch.randint(run.model.vocab_size, (4, 25), generator=torch.Generator().manual_seed(1))
+    losses = []
+    for step in range(3):
+        closure = lambda: backward(torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum())  # noqa: E731
+        losses.append(optimizer.differentiate(closure).item())
+        optimizer.step(1.0, Tick(step, step / 3, 3 - step))
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, start[name])]
+    return losses, {name: p.detach() for name, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize("path", YAMLS, ids=str)
-def test_every_choice_takes_steps_of_its_own(path: Path, toy: Callable[..., Run]) -> None:
+def test_every_choice_takes_steps_of_its_own(path: Path) -> None:
     """Three steps lower the loss and move every parameter; only the default goes the default's way."""
-
-    def trained(*overrides: str) -> tuple[list[float], dict[str, Tensor]]:
-        run = toy(*overrides)
-        torch.manual_seed(0)
-        model = run.model.build()
-        start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer = run.optimizer.build(model, torch.float32)
-        ids = torch.randint(run.model.vocab_size, (4, 25), generator=torch.Generator().manual_seed(1))
-        losses = []
-        for step in range(3):
-            closure = lambda: backward(torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum())  # noqa: E731
-            losses.append(optimizer.differentiate(closure).item())
-            optimizer.step(1.0, Tick(step, step / 3, 3 - step))
-        assert not [name for name, p in model.named_parameters() if torch.equal(p, start[name])]
-        return losses, {name: p.detach() for name, p in model.named_parameters()}
-
-    losses, weights = trained(f"{path.parent}={path.name}")
+    name = f"{path.parent}={path.name}"
+    losses, weights = trained(name)
     assert losses[2] < losses[0] and all(tensor.isfinite().all() for tensor in weights.values())
     _, default = trained()
     assert all(torch.equal(weights[name], default[name]) for name in default) == (

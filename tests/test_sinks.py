@@ -6,39 +6,17 @@ import resource
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from golf.config import Run
 from golf.rundir import ROOT, RunDir
-from golf.sinks import ConsoleSink, JsonlSink, Sink, WandbConfig, WandbSink, wandb_entity
+from golf.sinks import FINAL_ONLY, ConsoleSink, JsonlSink, Sink, WandbSink, wandb_entity
 from golf.worker import open_sinks
+from tests.helpers.parts import run_of_line
 from tests.helpers.tiers import wide
-
-RECORD = {"step": 3, "loss": 2.5, "step_ms": 12.0, "seconds_left": 61.0, "val_bpb": 1.5}
-FACTS = {
-    "name": "row+a-s1",
-    "label": "row+a",
-    "sweep": "table",
-    "tags": ["tiny", "table", "row+a", "tiny", None, "x" * 100],
-    "config": {"seed": 1, "model": {"dim": 32}},
-}
-RESULT = {
-    "val_bpb": 1.0,
-    "step_ms": 11.0,
-    "artifact_bytes": 9,
-    "cap_bytes": 10,
-    "fingerprint": "f00",
-    "evals": {"sliding": {"val_bpb": 1.0, "notes": None}},
-    "sweep": None,
-    "legal": None,
-    "environment": {"python": "3.11"},
-}
-SUMMARY = {key: value for key, value in RESULT.items() if key != "environment"}
-WANDB = WandbConfig(every_steps=1, project="golf-test", entity=None, mode="auto")
+from tests.helpers.tracking import FACTS, RECORD, RESULT, SUMMARY, WANDB
 
 
 def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture) -> None:
@@ -68,9 +46,10 @@ class FakeRun:
         self.fail, self.logged, self.summary, self.config, self.artifacts = fail, [], {}, {}, []
         self.tags: tuple[str, ...] = ()
         self.finished: int | None = None
+        self.metrics: dict[str, dict] = {}
 
-    def define_metric(self, *args: object, **kwargs: object) -> None:
-        pass
+    def define_metric(self, name: str, **settings: object) -> None:
+        self.metrics[name] = settings
 
     def log(self, record: dict) -> None:
         if self.fail == "log":
@@ -176,12 +155,12 @@ def test_only_a_broken_rule_is_tagged_illegal(
     assert fake.run.tags == ("tiny", "table", "row+a", "x" * 64) + (("illegal",) if tagged else ())
 
 
-def test_a_run_is_found_by_its_tags(toy: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_found_by_its_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Track, sweep, row, the evaluator that gives the score, the format of the matrices."""
     fake = FakeWandb("", None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     (tmp_path / "row-s1" / "log").mkdir(parents=True)
-    run = toy("log=wandb", "label=row", "sweep_label=table", "eval=sliding", "quant=int8")
+    run = run_of_line("track=tiny", "log=wandb", "label=row", "sweep_label=table", "eval=sliding", "quant=int8")
     open_sinks(run, RunDir(tmp_path / "row-s1"), {"run": {"seed": 1}}).close(None, None)
     assert fake.asked["tags"] == ["tiny", "table", "row", "sliding", "int8"]
     assert (fake.asked["name"], fake.asked["config"]) == ("row-s1", {"seed": 1})
@@ -192,6 +171,16 @@ def test_a_failed_run_is_finished_as_failed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "wandb", fake)
     WANDB.build(tmp_path, FACTS, print).close(None, None)
     assert fake.run.finished == 1 and not fake.run.summary and not fake.run.artifacts
+
+
+def test_the_last_step_leaves_no_score_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is scored on the way is not the artifact: W&B is told not to take these names from the steps."""
+    fake = FakeWandb("", None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    WANDB.build(tmp_path, FACTS, print)
+    assert {"val_bpb", "val_loss", "step_ms"} <= set(FINAL_ONLY)
+    drawn_by_step = {name: {"step_metric": "step", "summary": "none"} for name in FINAL_ONLY}
+    assert fake.run.metrics == {"step": {}, "*": {"step_metric": "step"}} | drawn_by_step
 
 
 def test_an_id_belongs_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +250,7 @@ def test_a_real_offline_run_reads_back(artifact: Path) -> None:
     assert end["tags"] == ["tiny", "table", "row+a", "x" * 64, "illegal"] and end["exit_code"] == 0
 
 
+@pytest.mark.slow
 def test_a_step_is_never_taken_for_the_result(tmp_path: Path) -> None:
     """Of a run that was cut off, the summary holds no score: what was scored on the way was not the artifact."""
     sink = WANDB.build(tmp_path, FACTS, print)
@@ -274,7 +264,7 @@ def test_a_step_is_never_taken_for_the_result(tmp_path: Path) -> None:
 TROUBLE = """
 import os, signal, sys
 from pathlib import Path
-from tests.test_sinks import FACTS, RECORD, RESULT, WANDB
+from tests.helpers.tracking import FACTS, RECORD, RESULT, WANDB
 
 trouble, folder = sys.argv[1], Path(sys.argv[2])
 sink = WANDB.build(folder, FACTS, lambda line: print(line, flush=True))
@@ -298,6 +288,7 @@ def tiny_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the service in /proc")
 @pytest.mark.parametrize(("trouble", "told"), [("service", 1), wide("disk", 0)])
 def test_wandb_in_real_trouble_hurts_nothing(trouble: str, told: int, artifact: Path) -> None:

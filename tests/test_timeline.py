@@ -7,7 +7,7 @@ from rich.console import Console
 
 from golf.config import Run
 from golf.timeline import RATE, Timeline, Track, stages, timeline
-from tests.helpers.runs import composed
+from tests.helpers.parts import run_of_line
 
 CRAFT = [
     "experiment=pr584_baseline",
@@ -22,7 +22,7 @@ CRAFT = [
 
 
 def looked(*overrides: str) -> tuple[Run, Timeline, dict[str, Track]]:
-    run = composed("track=laptop", *overrides)
+    run = run_of_line("track=laptop", *overrides)
     found = timeline(run, run.model.build_on_meta())
     return run, found, {track.name: track for track in found.tracks}
 

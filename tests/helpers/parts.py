@@ -1,6 +1,7 @@
 """Runs put together from conf/ without Hydra, which takes ten times as long; test_parts.py compares the two."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -49,7 +50,7 @@ def node_of(overrides: Sequence[str]) -> tuple[Node, dict[str, Any]]:
     """Return what conf/ comes to before its ${...} are resolved, and the option that each group has."""
     read = [read_override(override) for override in overrides]
     tree = Tree({key: value for key, value in read if is_group(key)})
-    tree.add("config", "")
+    tree.add("config")
     for key, value in read:
         if not is_group(key):
             set_value(tree.node, key.split("."), value)
@@ -111,61 +112,67 @@ def _read_file(name: str) -> tuple[str | None, list[Any], Node]:
     return package.strip() if first == "# " else None, node.pop("defaults", ["_self_"]), node
 
 
+def path_of(key: str, group: str) -> str:
+    """Return the group that a file of `group` names: "/model/mlp" as it is, "mlp" within its own."""
+    return key[1:] if key.startswith("/") else f"{group}/{key}".lstrip("/")
+
+
+Layer = tuple[str, Node]  # where in the tree, and what
+
+
 class Tree:
     """The files that a defaults list names, merged in its order. choices: group -> option, in place of the files'."""
 
     def __init__(self, choices: dict[str, Any]):
         self.choices, self.options, self.node = dict(choices), dict[str, Any](), Node()
-        self._layers: list[tuple[str, Node]] = []
 
-    def add(self, name: str, package: str) -> None:
+    def add(self, name: str) -> None:
         """Merge a file of conf/ and all that it names into the node."""
-        for where, node in self._expanded(name, package):
+        for where, node in self._layers(name, "", fixed=False):
             place = self.node
             for key in where.split(".") if where else []:
                 if not isinstance(place.get(key), dict):
                     place[key] = {}
                 place = place[key]
             merge(place, node)
-        self.node.pop("hydra", None)
+        self.node.pop("hydra", None)  # of a file that Hydra reads, and no run
 
-    def _expanded(self, name: str, package: str) -> list[tuple[str, Node]]:
-        """Return (package, content) of a file and of those that it names, in the order in which they are merged.
+    def _layers(self, name: str, package: str, *, fixed: bool) -> list[Layer]:
+        """Return the layers of a file and of those that it names, in the order in which they are merged.
 
-        The last file of a list is opened first: what it overrides counts for those before it, and of two overrides of
-        one group the first that is seen stands, which makes those of the command line the strongest.
+        fixed: the package is that of an `@`, and no `# @package` of the file changes it. The last file of a list is
+        opened first: what it overrides counts for those before it, and of two overrides of one group the first that is
+        seen stands, which makes those of the command line the strongest.
         """
         header, defaults, own = _read_file(name)
-        if header is not None and "@" not in package:
+        if header is not None and not fixed:
             package = "" if header == "_global_" else header
-        package = package.lstrip("@")
-        group = name.rpartition("/")[0]
+        group, found = name.rpartition("/")[0], list[list[Layer]]()
         entries = [entry if isinstance(entry, dict) else {None: entry} for entry in defaults]
-        assert {None: "_self_"} in entries, f"{name}: its defaults list does not say where it stands itself"
-        for entry in entries:
-            for key, option in entry.items():
-                if key is not None and key.startswith("override "):
-                    self.choices.setdefault(key.removeprefix("override ").lstrip("/"), option)
-        found = []
-        for entry in reversed(entries):
-            ((key, option),) = entry.items()
-            if option == "_self_" and key is None:
-                found.append([(package, own)])
-            elif key is None:
-                found.append(self._expanded(f"{group}/{option}".lstrip("/"), package))
+        if {None: "_self_"} not in entries:
+            entries.append({None: "_self_"})
+        pairs = [pair for entry in entries for pair in entry.items()]
+        for key, option in pairs:
+            if key is not None and key.startswith("override ") and "hydra/" not in key:
+                self.choices.setdefault(path_of(key.removeprefix("override "), group), option)
+        for key, option in reversed(pairs):
+            if key is None:
+                found.append([(package, own)] if option == "_self_" else self._of_file(option, group, package))
             elif not key.startswith("override "):
                 found.append(self._of_group(key, option, group, package))
-        return [layer for layers in reversed(found) for layer in layers]
+        return list(itertools.chain(*reversed(found)))
 
-    def _of_group(self, key: str, option: Any, group: str, package: str) -> list[tuple[str, Node]]:
+    def _of_file(self, entry: str, group: str, package: str) -> list[Layer]:
+        """Return the layers of another file of the group: "plain", or "plain@key" for a place within the package."""
+        name, _, place = entry.partition("@")
+        return self._layers(f"{group}/{name}".lstrip("/"), f"{package}.{place}".strip("."), fixed=bool(place))
+
+    def _of_group(self, key: str, option: Any, group: str, package: str) -> list[Layer]:
         """Return the layers of the option that a group has; option: the one that the file names."""
         chosen, _, place = key.partition("@")
-        relative = chosen.lstrip("/")
-        path = relative if chosen.startswith("/") else f"{group}/{chosen}".lstrip("/")
-        where = f"{package}.{place or relative.replace('/', '.')}".lstrip(".")
+        path = path_of(chosen, group)
+        where = f"{package}.{place or chosen.lstrip('/').replace('/', '.')}".lstrip(".")
         full = f"{path}@{where}" if place else path
-        option = self.choices.get(full, option)
-        self.options[full] = option
+        self.options[full] = option = self.choices.get(full, option)
         names = option if isinstance(option, list) else [option] * (option is not None)
-        layers = [self._expanded(f"{path}/{name}", f"@{where}" if place else where) for name in names]
-        return [layer for each in layers for layer in each]
+        return [layer for name in names for layer in self._layers(f"{path}/{name}", where, fixed=bool(place))]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import wandb
 
-from golf.config import Run
 from golf.keeping import LoopState
 from golf.loop import describe
 from golf.reports import dashboard
+from tests.helpers.parts import run_of_line
 from tests.helpers.schema import SCHEMA_KEYS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # about pydantic
@@ -45,9 +45,9 @@ def spec() -> dict:
 # ---------------------------------------------------------------- what it draws
 
 
-def test_it_draws_what_the_sink_logs(spec: dict, toy: Callable[..., Run]) -> None:
+def test_it_draws_what_the_sink_logs(spec: dict) -> None:
     """Bars are keys of result.json, which is the summary; curves are keys of a step's record, which is the history."""
-    logged = {*describe(toy(), LoopState(step=1, step_seconds=[0.1]), 1.0, 1.0), "val_bpb"}
+    logged = {*describe(run_of_line("track=tiny"), LoopState(step=1, step_seconds=[0.1]), 1.0, 1.0), "val_bpb"}
     bars = [config["metrics"] for kind, config in panels(spec) if kind == BAR]
     curves = [(config["xAxis"], config["metrics"]) for kind, config in panels(spec) if kind == LINE]
     assert len(bars) + len(curves) == len(panels(spec))
@@ -109,14 +109,29 @@ def test_without_a_login_the_definition_is_written(tmp_path: Path) -> None:
     assert kinds == [BAR] * len(dashboard.BARS) + [LINE] * len(dashboard.CURVES)
 
 
-def test_the_line_that_uploads_finds_the_runs(tmp_path: Path) -> None:
+@pytest.fixture
+def to_upload(tmp_path: Path) -> tuple[Path, Path]:
+    """(outputs with three offline runs, the one that is to be uploaded)."""
     outputs = tmp_path / "my outputs"
     wanted = offline_run(outputs / "table" / "row-s1")
     offline_run(outputs / "other" / "row-s1")
     offline_run(outputs / "lr.a+b-1" / "row-s1", synced=True)
+    return outputs, wanted
+
+
+def test_the_line_that_uploads_names_the_sweeps_with_runs_to_upload(to_upload: tuple[Path, Path]) -> None:
+    outputs, wanted = to_upload
     (command,) = [line.strip() for line in create(outputs) if "wandb sync" in line]
     assert command == f"wandb sync '{outputs}/table'/*/wandb"
     assert create(outputs / "table")[3].strip() == command, "a sweep's own folder does as well"
+    (place,) = outputs.glob("table/*/wandb")
+    assert wanted.parent == place
+
+
+@pytest.mark.slow
+def test_wandb_itself_finds_the_runs_by_the_line(to_upload: tuple[Path, Path]) -> None:
+    outputs, wanted = to_upload
+    (command,) = [line.strip() for line in create(outputs) if "wandb sync" in line]
     dry = f"{sys.executable} -m {command} --dry-run"
     told = subprocess.run(dry, shell=True, capture_output=True, text=True, timeout=600, check=True)
     assert "Would sync 1 run(s)" in told.stderr and str(wanted) in told.stderr

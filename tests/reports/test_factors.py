@@ -2,13 +2,14 @@
 
 import json
 import math
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
 from golf.reports.analysis import analyse
 from golf.reports.factors import factors_of
-from golf.reports.figures import figures
+from golf.reports.figures import INK, MUTED, _adaptations, figures
 from golf.reports.load import load
 from golf.reports.page import grids_of
 from golf.rundir import illegal
@@ -45,7 +46,8 @@ def test_rows_that_are_no_grid_have_no_factors(rows: list) -> None:
     assert factors_of(rows) == factors_of([*rows, ({"a": 3, "b": 3}, 1.0)]) == []
 
 
-def test_traces_are_drawn_where_a_pass_learnt(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("sketches")
+def test_traces_are_drawn_where_a_pass_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sweep(tmp_path / "s", {"one": {1: 2.0}, "two": {1: 2.1}})
     assert not any("Learning" in caption for caption in figures(analyse(load(folder))))
     run = next(folder.glob("one-*"))
@@ -53,8 +55,12 @@ def test_traces_are_drawn_where_a_pass_learnt(tmp_path: Path) -> None:
     for name, losses in (("plain", [3.0, 2.0, None]), ("sliding", [None] * 3)):
         lines = [{"tokens": 10 * i, "bytes": 30 * i, "bpb": 2.0, "learning_loss": x} for i, x in enumerate(losses, 1)]
         (run / "trace" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    drawn = [caption for caption in figures(analyse(load(folder))) if "Learning" in caption]
-    assert len(drawn) == 2
+    found = analyse(load(folder))
+    drawn = {caption: svg for caption, svg in figures(found).items() if "Learning" in caption}
+    assert len(drawn) == 2 and all("tokens graded" in svg and "one" in svg for svg in drawn.values())
+    monkeypatch.undo()
+    for svg in _adaptations(found.lines, {"one": INK, "two": MUTED}).values():
+        ElementTree.fromstring(svg)
 
 
 def test_a_score_is_illegal_by_its_run_or_its_evaluator() -> None:
@@ -63,6 +69,7 @@ def test_a_score_is_illegal_by_its_run_or_its_evaluator() -> None:
     assert illegal(entry | {"legal": True, "eval_main": "b"})
 
 
+@pytest.mark.usefixtures("sketches")
 def test_an_illegal_row_is_marked_wherever_it_is_named(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "s", {"fair": {1: 2.0}, "cheat": {1: 1.5}}, control="fair")
     path = next(folder.glob("cheat-*")) / "result.json"

@@ -2,25 +2,26 @@
 
 import csv
 import io
+import itertools
 import json
 import random
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from golf import report
 from golf.errors import UserError
+from golf.reports import figures as figures_module
 from golf.reports import page, stats
 from golf.reports.analysis import Analysis, Line, agreement, analyse
 from golf.reports.figures import figures, front
 from golf.reports.grids import models_grid, notes_of
 from golf.reports.load import differences, load
 from golf.reports.references import references
-from tests.helpers.tiers import wide
-from tests.reports.helpers import BYTES, ENVIRONMENT, TOKENS, run, sweep
+from tests.helpers.tiers import slow, wide
+from tests.reports.helpers import BYTES, ENVIRONMENT, TOKENS, run, sketch, sweep
 
 GOOD = {
     "base": {1: 2.000, 2: 2.002, 3: 2.001},
@@ -29,12 +30,16 @@ GOOD = {
     "worse": {1: 2.020, 2: 2.022, 3: 2.021},
 }
 
-Say = Callable[..., tuple[Analysis, dict[str, Line]]]
-
 
 def read(folder: Path, **options: object) -> tuple[Analysis, dict[str, Line]]:
     found = analyse(load(folder), **options)  # type: ignore[arg-type]
     return found, {line.row.name: line for line in found.lines}
+
+
+@pytest.fixture
+def no_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many seeds a row would need is not worked out: no verdict follows from it."""
+    monkeypatch.setattr(stats, "seeds_needed", lambda *_, **__: None)
 
 
 def test_each_row_gets_the_words_that_its_numbers_allow(tmp_path: Path) -> None:
@@ -50,6 +55,7 @@ def test_each_row_gets_the_words_that_its_numbers_allow(tmp_path: Path) -> None:
     assert better.changes == ["model.dim: 96 -> 112"]
 
 
+@pytest.mark.usefixtures("no_counts")
 def test_verdicts_are_adjusted_for_many_rows(tmp_path: Path) -> None:
     rows = {"base": GOOD["base"], "a": {1: 1.9965, 2: 1.9967, 3: 1.9963, 4: 1.9964}}
     one, _ = read(sweep(tmp_path / "one", rows, "base"))
@@ -69,7 +75,8 @@ def test_verdicts_are_adjusted_for_many_rows(tmp_path: Path) -> None:
     assert two.lines[1].p_holm == pytest.approx(min(1.0, 41 * p)) and two.lines[1].verdict == "not shown"
 
 
-@pytest.mark.parametrize("sweeps", [12, wide(40)])
+@pytest.mark.usefixtures("no_counts")
+@pytest.mark.parametrize("sweeps", [8, wide(40)])
 def test_no_row_is_called_anything_too_often_when_none_differs(sweeps: int, tmp_path: Path) -> None:
     """Sweeps of eight equal rows: at most a few verdicts of any kind (both families are held at 1 %)."""
     rng = random.Random(4)
@@ -121,6 +128,7 @@ def test_failed_seeds_are_counted_and_named(tmp_path: Path) -> None:
     assert "| better |" in text and "2 of 3" in text and "| better | 2 | failed |" in text
 
 
+@pytest.mark.usefixtures("sketches")
 def test_rows_of_mixed_configurations_are_refused(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "t", GOOD, "base")
     run(folder, "better", 4, 1.5, model={"_target_": "golf.models.lm.LMConfig", "dim": 640})
@@ -134,6 +142,7 @@ def test_rows_of_mixed_configurations_are_refused(tmp_path: Path) -> None:
     assert len(list(csv.reader(io.StringIO(page.to_csv([again]))))) == 14, "every run that was started has its line"
 
 
+@pytest.mark.usefixtures("sketches")
 def test_one_seed_ties_and_no_spread_have_words(tmp_path: Path) -> None:
     rows = {
         "base": {1: 2.0, 2: 2.0},
@@ -154,6 +163,7 @@ def test_one_seed_ties_and_no_spread_have_words(tmp_path: Path) -> None:
         assert "nan" not in text.lower().replace("nats", "")
 
 
+@pytest.mark.usefixtures("sketches")
 def test_without_a_control_nothing_is_compared_and_it_says_so(tmp_path: Path) -> None:
     named, _ = read(sweep(tmp_path / "named", GOOD, "absent"))
     assert named.notes == ["The control absent has no run in this folder: no row is compared."]
@@ -226,6 +236,7 @@ def test_what_was_asked_for_and_is_not_there_is_named(tmp_path: Path) -> None:
     assert "Folders without a readable config.json, counted nowhere: broken." in found.notes
 
 
+@pytest.mark.usefixtures("sketches")
 def test_odd_texts_and_files_break_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = sweep(tmp_path / "t", {"base": GOOD["base"]}, "base")
     odd = {"_target_": "x.LMConfig", "name": "[/x] <script> a|b"}
@@ -240,12 +251,25 @@ def test_odd_texts_and_files_break_nothing(tmp_path: Path, capsys: pytest.Captur
     assert "<script>" not in (folder / "report.html").read_text() and "a\\|b" in (folder / "report.md").read_text()
 
 
-def test_many_rows_and_far_rows_stay_legible(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    rows = {f"windows_on_early_layers_with_size_{index}": {1: 2 + index / 1e4, 2: 2.0} for index in range(30)}
+@pytest.mark.parametrize("many, laid_out", [(12, {0, 7}), slow(30, set(range(8)))])
+def test_many_rows_and_far_rows_stay_legible(
+    many: int,
+    laid_out: set[int],
+    no_counts: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """laid_out: which plots are drawn to the end, and not only filled."""
+    in_full, count = figures_module._svg, itertools.count()
+    one = lambda fill, height: (in_full if next(count) in laid_out else sketch)(fill, height)  # noqa: E731
+    monkeypatch.setattr(figures_module, "_svg", one)
+    rows = {f"windows_on_early_layers_with_size_{index}": {1: 2 + index / 1e4, 2: 2.0} for index in range(many)}
     rows["diverged"] = {1: 6.0, 2: 6.1}
     drawn = figures(read(sweep(tmp_path / "t", rows, "windows_on_early_layers_with_size_0"))[0])
     scores = next(svg for caption, svg in drawn.items() if caption.startswith("Score"))
-    assert "6.05 →" in scores and "ith_size_29" in scores and not list(recwarn)
+    assert "6.05 →" in scores and f"ith_size_{many - 1}" in scores and not list(recwarn)
+    assert next(count) == 8
 
 
 def test_models_say_what_visiting_again_saves(tmp_path: Path) -> None:
@@ -294,8 +318,17 @@ def test_in_swapped_parts_what_both_have_is_still_compared(tmp_path: Path) -> No
     assert differences(rows["base"], rows["base"]) == ["nothing: the control's own configuration"]
 
 
-def test_the_door_writes_three_files_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The plots of a sweep of four rows."""
+    return figures(read(sweep(tmp_path_factory.mktemp("drawn") / "t", GOOD, "base"))[0])
+
+
+def test_the_door_writes_three_files_that_agree(
+    drawn: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     folder = sweep(tmp_path / "t", GOOD, "base", (1, 2, 3))
+    monkeypatch.setattr(page, "figures", lambda analysis: drawn)
     assert report.main([str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "better by the margin" in shown and "Noise between seeds" in shown
@@ -309,9 +342,7 @@ def test_the_door_writes_three_files_that_agree(tmp_path: Path, capsys: pytest.C
     assert "prefers-color-scheme: dark" in body and "#010203" not in body and "var(--ink)" in body
 
 
-def test_every_plot_has_units_and_n(tmp_path: Path) -> None:
-    found, _ = read(sweep(tmp_path / "t", GOOD, "base"))
-    drawn = figures(found)
+def test_every_plot_has_units_and_n(drawn: dict[str, str]) -> None:
     assert len(drawn) == 8 and all("n = 3" in caption for caption in drawn)
     units = ("bits per byte", "BPB", "million bytes", "milliseconds", "nats per token")
     for caption, svg in drawn.items():
@@ -320,6 +351,7 @@ def test_every_plot_has_units_and_n(tmp_path: Path) -> None:
     assert "better" in next(iter(drawn.values()))
 
 
+@pytest.mark.usefixtures("sketches")
 def test_curves_mark_the_cap_of_a_wall_clock_budget(tmp_path: Path) -> None:
     folder = run(tmp_path, "a", 1, 2.0)
     node = json.loads((folder / "config.json").read_text())
@@ -361,6 +393,7 @@ def test_bad_input_is_one_line(
     assert message in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("sketches")
 def test_the_dashboard_needs_tracked_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = sweep(tmp_path / "t", GOOD, "base")
     assert report.main([str(folder), "--wandb"]) == 2 and "were all tracked (log=wandb)" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 
@@ -27,6 +28,7 @@ from golf.reports.stats import (
     summarize,
     welch,
 )
+from tests.helpers.tiers import slow
 
 # The contest's own per-seed scores in BPB: PR 1019 against PR 549, and the 2026-03-19 TrainingOptSeq4096 record.
 PR_1019, PR_549 = [1.11508, 1.11437, 1.11475], [1.11923, 1.12002, 1.11889]
@@ -116,7 +118,7 @@ def by_hand(row: np.ndarray, control: np.ndarray, margin: float = 0.0, confidenc
 
 @pytest.mark.parametrize(("margin", "confidence"), [(0.0, 0.95), (0.002, 0.9)])
 def test_welch_is_the_formula(margin: float, confidence: float) -> None:
-    for row, control in samples(40):
+    for row, control in samples(20):
         ours = astuple(welch(row, control, margin=margin, confidence=confidence))
         assert ours == pytest.approx(by_hand(np.array(row), np.array(control), margin, confidence), rel=1e-6)
 
@@ -216,19 +218,20 @@ def test_holm_counts_no_test_that_was_not_made() -> None:
 
 
 @pytest.mark.parametrize("real", [0, 4])
-def test_holm_family_wise_error(real: int) -> None:
+@pytest.mark.parametrize("draws", [DRAWS // 5, slow(DRAWS)])
+def test_holm_family_wise_error(real: int, draws: int) -> None:
     """Eight rows, some truly better: one false alarm or more in 5 % of reports, no more, and not far fewer."""
     rng = np.random.default_rng(3)
-    p_values = rng.uniform(size=(DRAWS, 8))
+    p_values = rng.uniform(size=(draws, 8))
     p_values[:, :real] = 1e-9
     alarms = [any(p < 0.05 for p in holm(row)[real:]) for row in p_values.tolist()]
     expected = 1 - (1 - 0.05 / (8 - real)) ** (8 - real)  # some p of the others below alpha / how many they are
-    assert np.mean(alarms) == pytest.approx(expected, abs=4 * math.sqrt(0.05 / DRAWS))
+    assert np.mean(alarms) == pytest.approx(expected, abs=4 * math.sqrt(0.05 / draws))
 
 
 def test_holm_family_wise_error_with_a_shared_control() -> None:
     rng = np.random.default_rng(4)
-    rows, control = rng.normal(size=(8, 8_000, 3)), rng.normal(size=(8_000, 3))
+    rows, control = rng.normal(size=(8, 4_000, 3)), rng.normal(size=(4_000, 3))
     p_values = by_hand(rows, control[None])[5].T
     assert 0.01 < np.mean([min(holm(row)) < 0.05 for row in p_values.tolist()]) < 0.05
 
@@ -297,7 +300,8 @@ def test_seeds_needed_at_its_ends() -> None:
     assert seeds_needed(0.0, NOISE, alpha=0.5, power=0.1) is None
     assert seeds_needed(-0.001, 0.0) == 2
     assert seeds_needed(1.0, NOISE) == 2
-    at_cap = next(effect for effect in np.arange(0.04, 0.05, 1e-5) if power_of(effect, 1.0, MAX_SEEDS) >= 0.8)
+    effects = np.arange(0.04, 0.05, 1e-5)
+    at_cap = effects[bisect_left(effects, 0.8, key=lambda effect: power_of(effect, 1.0, MAX_SEEDS))]
     assert MAX_SEEDS - 10 < seeds_needed(at_cap, 1.0) <= MAX_SEEDS
     assert seeds_needed(at_cap - 1e-5, 1.0) is None
 

