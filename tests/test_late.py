@@ -14,6 +14,7 @@ from golf.late import Distill, DistillConfig, Replay, ReplayConfig
 from golf.loop import as_it_is
 from golf.schedules import Start, Tick
 from golf.tokens.loader import Loader
+from tests.helpers.quant import shaken
 
 Toy = Callable[..., Run]
 SHAPE = Shape(2, 16)
@@ -62,10 +63,7 @@ def test_without_a_start_nothing_is_replayed(loader: Loader) -> None:
 
 
 def distill(run: Run) -> tuple[Distill, torch.nn.Module]:
-    torch.manual_seed(0)
-    model = run.model.build()
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model = shaken(run, by=0.1)
     config = DistillConfig(share=0.1, rate=0.05, weight=0.7, temperature=2.0)
     return config.build(model, as_it_is), model
 

@@ -1,8 +1,11 @@
 """Losses against their formulas in float64, and that only training sees them."""
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +15,20 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from golf.compose import compose
-from golf.conf_files import CONF
+from golf.conf_files import CONF, load_part
 from golf.config import Run, fingerprint, identity
 from golf.errors import UserError
-from golf.losses import CROSS_ENTROPY, PARTS, EntropyWeightsConfig, Loss, ZLossConfig
+from golf.losses import CROSS_ENTROPY, PARTS, EntropyWeightsConfig, Loss, LossPartConfig, ZLossConfig
 from golf.models import cross_entropy
 from golf.models.cross_entropy import softmax_loss, statistics
 from golf.models.lm import LM
+from golf.rundir import RunDir
 from golf.schedules import Tick
 from tests.helpers.models import ids_for, moved
-from tests.helpers.runs import Job, composed
-from tests.helpers.tiers import wide
+from tests.helpers.tiers import slow, wide
 
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+Toy = Callable[..., Run]
 HEADS = sorted(path.stem for path in (CONF / "model" / "head").glob("*.yaml"))
 N, V, D = 150, 101, 8  # no power of two, and no multiple of the chunks below
 BOTH = "[entropy_weighted,z_loss]"
@@ -35,9 +39,15 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cross_entropy.CHUNK_ELEMENTS, "cpu", 6144)  # 60 tokens of V, 16 of a toy model
 
 
+def parts_of(choice: str) -> dict[str, LossPartConfig]:
+    """What `loss=choice` makes of conf/loss/: the parts of a name, or of names in brackets."""
+    names = [name for name in choice.strip("[]").split(",") if name != "cross_entropy"]
+    return {name: load_part(f"loss/{name}") for name in names}
+
+
 def loss_of(choice: str, **changed: float) -> Loss:
     """The loss of conf/loss/, its z-loss made large enough to see."""
-    parts = composed(f"loss={choice}").loss
+    parts = parts_of(choice)
     for part in parts.values():
         if isinstance(part, ZLossConfig):
             part.coefficient = changed.get("coefficient", 0.1)
@@ -144,8 +154,7 @@ def test_statistics_of_uniform_and_of_certain_predictions() -> None:
 
 
 def test_entropy_weights_are_the_formula_with_mean_one() -> None:
-    part = composed("loss=entropy_weighted").loss["entropy_weighted"]
-    assert part is not None
+    part = parts_of("entropy_weighted")["entropy_weighted"]
     entropy = torch.tensor([0.0, 1.0, 2.0, 5.0])  # of mean 2: 0.5, 1.0, 1.5 and 3.0, which is cut to 1.5
     torch.testing.assert_close(part.weights(entropy), torch.tensor([0.5, 1.0, 1.5, 1.5]) / 1.125)
     torch.testing.assert_close(part.weights(torch.full((5,), 3.3)), torch.ones(5))
@@ -180,6 +189,20 @@ def test_penalties_know_their_derivative_and_weights_their_mean(choice: str) -> 
 # ---------------------------------------------------------------- in models
 
 
+def run_of(toy: Toy, head: str, loss: str = "cross_entropy", *, mtp: bool = False, layers: int = 3) -> Run:
+    """A toy run with this head and this loss."""
+    run = toy()
+    auxiliary = {"mtp": load_part("model/auxiliary/mtp")} if mtp else {}
+    model = replace(run.model, head=load_part(f"model/head/{head}"), auxiliary=auxiliary, layers=layers)
+    return replace(run, model=model, loss=parts_of(loss))
+
+
+def test_a_run_has_the_parts_that_it_names(toy: Toy) -> None:
+    found = toy(f"loss={BOTH}", "model/auxiliary=mtp")
+    made = run_of(toy, "tied", BOTH, mtp=True)
+    assert (found.loss, found.model) == (made.loss, made.model)
+
+
 def model_of(run: Run) -> LM:
     model = moved(run)
     model.loss = Loss(run.loss)
@@ -192,9 +215,9 @@ def trained(model: Callable[..., dict[str, Tensor]], ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_gradients_are_those_of_log_probs(head: str, toy: Callable[..., Run]) -> None:
+def test_gradients_are_those_of_log_probs(head: str, toy: Toy) -> None:
     """All of a model's, the table's from both its uses, against autograd through whole log-probabilities."""
-    run = toy(f"model/head={head}")
+    run = run_of(toy, head)
     model, ids = model_of(run), ids_for(run)
     parameters = list(model.parameters())
     found = torch.autograd.grad(trained(model, ids), parameters)
@@ -204,9 +227,9 @@ def test_gradients_are_those_of_log_probs(head: str, toy: Callable[..., Run]) ->
 
 
 @pytest.mark.parametrize("form", ["mos", "mos_residual"])
-def test_mixtures_honour_the_loss(form: str, toy: Callable[..., Run]) -> None:
+def test_mixtures_honour_the_loss(form: str, toy: Toy) -> None:
     """Weights from the mixture's entropy, the penalty from every expert's own softmax."""
-    run = toy(f"model/head={form}")
+    run = run_of(toy, form)
     model, ids = model_of(run), ids_for(run)
     x, targets, table = model.hidden(ids[:, :-1]), ids[:, 1:], model.embed.table_VD
     log_p = model.head.log_probs(x, table)
@@ -225,10 +248,11 @@ def test_mixtures_honour_the_loss(form: str, toy: Callable[..., Run]) -> None:
 
 @pytest.mark.parametrize("loss", [*LOSSES, BOTH])
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_trains_with_every_loss(head: str, loss: str, toy: Callable[..., Run]) -> None:
-    run = toy(f"model/head={head}", f"loss={loss}", "model/auxiliary=mtp")
+def test_every_head_trains_with_every_loss(head: str, loss: str, toy: Toy) -> None:
+    run = run_of(toy, head, loss, mtp=True)
     model, ids = model_of(run), ids_for(run)
-    plain = model_of(toy(f"model/head={head}", "model/auxiliary=mtp"))
+    plain = copy.deepcopy(model)
+    plain.loss = CROSS_ENTROPY
     found, usual = (one(ids[:, :-1], ids[:, 1:]) for one in (model, plain))
     torch.testing.assert_close(found["nll"].detach(), usual["nll"].detach(), msg="nll is plain whatever the loss is")
     torch.testing.assert_close(found["mtp"], usual["mtp"])
@@ -274,10 +298,10 @@ def elements(tensors: list[Tensor]) -> list[int]:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_whole_logits_are_never_held(head: str, toy: Callable[..., Run], saved: list[Tensor]) -> None:
+def test_whole_logits_are_never_held(head: str, toy: Toy, saved: list[Tensor]) -> None:
     """Not at once, by forward and backward of a model with further heads (the same instrument sees them in log_probs),
     and not in pieces that are kept."""
-    run = toy(f"model/head={head}", f"loss={BOTH}", "model/auxiliary=mtp")
+    run = run_of(toy, head, BOTH, mtp=True)
     model, ids = model_of(run), ids_for(run, rows=8, length=33)
     whole = 8 * 32 * run.model.vocab_size
     with Largest() as training:
@@ -293,12 +317,12 @@ def test_whole_logits_are_never_held(head: str, toy: Callable[..., Run], saved: 
     assert saved and sum(elements(logits)) < whole / 2
 
 
-@pytest.mark.parametrize("head, loss", [wide("tied", "cross_entropy"), wide("tied_temperature", BOTH), ("mos", BOTH)])
-def test_compiled_it_is_the_same_and_keeps_no_logits(
-    head: str, loss: str, toy: Callable[..., Run], saved: list[Tensor]
-) -> None:
+@pytest.mark.parametrize(
+    "head, loss", [wide("tied", "cross_entropy"), wide("tied_temperature", BOTH), slow("mos", BOTH)]
+)
+def test_compiled_it_is_the_same_and_keeps_no_logits(head: str, loss: str, toy: Toy, saved: list[Tensor]) -> None:
     torch.compiler.reset()
-    run = toy(f"model/head={head}", f"loss={loss}", "model.layers=2")
+    run = run_of(toy, head, loss, layers=2)
     model, ids = model_of(run), ids_for(run, length=25)
     parameters = list(model.parameters())
     expected = torch.autograd.grad(trained(model, ids), parameters)
@@ -325,13 +349,12 @@ def test_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- in runs
 
 
-def test_the_loop_trains_the_loss_and_logs_plain_nats(job: Callable[..., Job]) -> None:
+def test_the_loop_trains_the_loss_and_logs_plain_nats(finished: Callable[..., Path]) -> None:
     """The first logged loss is that of the same first weights; what is learned from them is another thing."""
-    runs = [job(f"loss={loss}", "log.every_steps=1", "budget.max_steps=3") for loss in ("cross_entropy", BOTH)]
-    assert runs[0].folder != runs[1].folder
-    for one in runs:
-        one.here()
-    plain, other = ([json.loads(line)["loss"] for line in one.folder.metrics.read_text().splitlines()] for one in runs)
+    steps = ["log.every_steps=1", "budget.max_steps=3"]
+    folders = [RunDir(finished(f"loss={loss}", *steps)) for loss in ("cross_entropy", BOTH)]
+    assert folders[0].path.name != folders[1].path.name
+    plain, other = ([json.loads(line)["loss"] for line in one.metrics.read_text().splitlines()] for one in folders)
     assert plain[0] == pytest.approx(other[0], abs=1e-6)
     assert plain[2] != other[2]
 
@@ -342,8 +365,8 @@ def test_plain_cross_entropy_is_the_absence_of_parts() -> None:
     assert plain.loss == {} and "loss" not in identity(plain, "")
     for same in (["loss=[]"], ["loss=cross_entropy"], ["loss=z_loss", "loss.z_loss=null"]):
         assert fingerprint(compose(same), "") == fingerprint(plain, "")
-    for other in (["loss=z_loss"], ["loss=entropy_weighted"], ["loss=z_loss", "loss.z_loss.coefficient=1"]):
-        assert fingerprint(compose(other), "") != fingerprint(plain, "")
+    for other in (parts_of("z_loss"), parts_of("entropy_weighted"), {"z_loss": ZLossConfig(coefficient=1.0)}):
+        assert fingerprint(replace(plain, loss=other), "") != fingerprint(plain, "")
 
 
 @pytest.mark.parametrize(
@@ -359,8 +382,8 @@ def test_wrong_losses_are_refused(override: str, message: str) -> None:
         compose([f"loss={BOTH}", override])
 
 
-def test_no_auxiliary_loss_takes_the_place_of_the_parts(toy: Callable[..., Run]) -> None:
-    model = toy("model/auxiliary=mtp").model
+def test_no_auxiliary_loss_takes_the_place_of_the_parts(toy: Toy) -> None:
+    model = run_of(toy, "tied", mtp=True).model
     model.auxiliary = {PARTS: model.auxiliary["mtp"]}
     with pytest.raises(UserError, match=r"model\.auxiliary\.loss\.parts"):
         model.build_on_meta()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from golf.averaging import weights_of
-from golf.conf_files import CONF
+from golf.checks import check
+from golf.conf_files import CONF, load_part
 from golf.config import Run
 from golf.errors import UserError
 from golf.loop import as_it_is
@@ -16,7 +17,8 @@ from golf.models.lm import LM
 from golf.qat import Rounded, rounding_formats
 from golf.quant.formats import FormatConfig, IntConfig, decode_one
 from golf.schedules import Tick
-from tests.helpers.runs import composed
+from tests.helpers.quant import QUANTS, quant_of, shaken
+from tests.helpers.tiers import slow
 
 
 def integers(formats: dict[str, FormatConfig]) -> list[str]:
@@ -29,18 +31,17 @@ def grids(formats: dict[str, FormatConfig]) -> list[str]:
     return [name for name, chosen in formats.items() if isinstance(chosen, IntConfig)]
 
 
-QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 BEFORE, AFTER = Tick(0, 0.0, 100, 1.0), Tick(99, 0.99, 1, 0.01)
 Toy = Callable[..., Run]
 
 
 def moved(run: Run) -> LM:
-    """A model whose weights are all other than at the start."""
-    torch.manual_seed(0)
-    model = run.model.build()
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return shaken(run, by=0.1)
+
+
+def late(toy: Toy) -> Run:
+    """A toy run with qat=late."""
+    return replace(toy(), qat=load_part("qat/late"))
 
 
 def batch(run: Run, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,13 +52,12 @@ def batch(run: Run, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("bits", [5, 6, 7, 8])
 @pytest.mark.parametrize("quant", QUANTS)
 def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: int, toy: Toy) -> None:
-    chosen = toy(f"quant={quant}").quant
-    whole = chosen.formats
+    run = replace(toy(), quant=quant_of(quant))
+    whole = run.quant.formats
     if not integers(whole):
         with pytest.raises(UserError, match="this quantiser stores no integers"):
-            rounding_formats(toy().model.build_on_meta(), chosen)
+            rounding_formats(run.model.build_on_meta(), run.quant)
         return
-    run = toy(f"quant={quant}")
     run.quant.formats |= {name: replace(whole[name], bits=bits, half_below=None) for name in grids(whole)}
     model = moved(run)
     roles = model.stored_roles()
@@ -75,7 +75,7 @@ def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: in
 
 
 def test_the_whole_forward_is_that_of_a_model_with_the_stored_weights(toy: Toy) -> None:
-    run = toy("qat=late")
+    run = late(toy)
     model = moved(run)
     rounded = Rounded(model, rounding_formats(model, run.quant))
     other = run.model.build()
@@ -85,7 +85,7 @@ def test_the_whole_forward_is_that_of_a_model_with_the_stored_weights(toy: Toy) 
 
 
 def test_gradients_pass_as_they_are_and_strength_mixes(toy: Toy) -> None:
-    run = toy("qat=late")
+    run = late(toy)
     model = moved(run)
     rounded = Rounded(model, rounding_formats(model, run.quant))
     name = "stack.blocks.0.mlp.up.weight"
@@ -100,10 +100,40 @@ def test_gradients_pass_as_they_are_and_strength_mixes(toy: Toy) -> None:
     assert torch.equal(rounded.weights()[name], weight)
 
 
-def test_compile_does_not_drop_it(toy: Toy) -> None:
-    """The pass is chosen per step and its strength is a tensor: one graph, and both are alive in it."""
-    run = toy("qat=late")
+def assert_both_passes_are_alive(run: Run, compiled: Callable[[nn.Module], Callable]) -> None:
+    """The losses of plain and rounded steps, at full and at half strength, are those of models that hold the weights
+    that each of them is to see."""
     model = moved(run)
+    qat = run.qat.build(model, run.quant, compiled)
+    x_BT, y_BT = batch(run)
+
+    def expected(strength: float) -> float:
+        rounded = Rounded(model, rounding_formats(model, run.quant))
+        rounded.strength.fill_(strength)
+        other = run.model.build()
+        other.load_state_dict(weights_of(model) | {name: w.detach() for name, w in rounded.weights().items()})
+        return other(x_BT, y_BT)["nll"].item()
+
+    losses = [qat.forward(tick)(x_BT, y_BT, 0)["nll"].item() for tick in (BEFORE, AFTER, BEFORE, AFTER)]
+    assert losses == pytest.approx([expected(0.0), expected(1.0)] * 2, abs=1e-6) and abs(losses[0] - losses[1]) > 1e-5
+    qat.strength.fill_(0.5)
+    assert qat.rounded(x_BT, y_BT, 0)["nll"].item() == pytest.approx(expected(0.5), abs=1e-6)
+
+
+def test_both_passes_see_their_weights(toy: Toy) -> None:
+    assert_both_passes_are_alive(late(toy), as_it_is)
+
+
+def small(toy: Toy) -> Run:
+    """A run of one block that rounds the table alone, for the compiler."""
+    run = late(toy)
+    run.quant.roles |= {"matrix": "fp16", "embedding": "int6"}
+    return replace(run, model=replace(run.model, layers=1, stack=load_part("model/stack/plain", loop=None)))
+
+
+@pytest.mark.parametrize("size", [small, slow(late)])
+def test_compile_does_not_drop_it(size: Callable[[Toy], Run], toy: Toy) -> None:
+    """The pass is chosen per step and its strength is a tensor: one graph, and both are alive in it."""
     graphs: list[object] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
@@ -113,30 +143,20 @@ def test_compile_does_not_drop_it(toy: Toy) -> None:
     def compiled(module: nn.Module) -> Callable:
         return torch.compile(module, dynamic=False, fullgraph=True, backend=backend)
 
-    qat = run.qat.build(model, run.quant, compiled)
-    eager = run.qat.build(model, run.quant, as_it_is)
-    x_BT, y_BT = batch(run)
-    losses = [qat.forward(tick)(x_BT, y_BT, 0)["nll"].item() for tick in (BEFORE, AFTER, BEFORE, AFTER)]
-    expected = [eager.forward(tick)(x_BT, y_BT, 0)["nll"].item() for tick in (BEFORE, AFTER)]
-    assert losses == pytest.approx(expected * 2, abs=1e-6) and abs(expected[0] - expected[1]) > 1e-5
-    qat.strength.fill_(0.5)
-    half = qat.rounded(x_BT, y_BT, 0)["nll"].item()
-    eager.strength.fill_(0.5)
-    assert half == pytest.approx(eager.rounded(x_BT, y_BT, 0)["nll"].item(), abs=1e-6)
+    torch.compiler.reset()
+    assert_both_passes_are_alive(size(toy), compiled)
     assert len(graphs) == 2, "one graph for each pass, none for a strength"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "qat").glob("*.yaml")))
 def test_every_qat_is_off_at_first_and_on_at_the_end(name: str, toy: Toy) -> None:
-    run = toy(f"qat={name}")
+    run = replace(toy(), qat=load_part(f"qat/{name}"))
     qat = run.qat.build(moved(run), run.quant, as_it_is)
     assert qat.forward(BEFORE) is qat.plain and qat.forward(AFTER) is qat.rounded and qat.strength == 1.0
 
 
-def test_a_quantiser_without_integers_is_refused() -> None:
-    from golf.checks import check
-
-    run = composed("track=tiny", "qat=late", "log=none")
+def test_a_quantiser_without_integers_is_refused(toy: Toy) -> None:
+    run = late(toy)
     run.quant.roles = dict.fromkeys(run.quant.roles, "fp16")
     with pytest.raises(UserError, match="stores no integers"):
         check(run)

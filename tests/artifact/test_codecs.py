@@ -1,32 +1,27 @@
 """Every codec in conf/ gives back what it was given; the entropy coder is measured against the entropy."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from golf.artifact import rans
+from golf.artifact import groups, rans
 from golf.artifact.codecs import CODERS, BytesConfig, CodecConfig
-from golf.artifact.entropy import EntropyConfig
-from golf.artifact.file import config_classes
-from golf.artifact.groups import groups_of
+from golf.artifact.entropy import EntropyConfig, lanes_for
+from golf.artifact.groups import groups_of, symbols_of
 from golf.artifact.sections import Section
-from golf.conf_files import CONF
+from golf.conf_files import load_part
 from golf.errors import UserError
-from golf.nodes import rebuild
-from tests.helpers.tiers import wide
+from tests.helpers import quant
+from tests.helpers.tiers import slow, wide
 
-CODECS: dict[str, CodecConfig] = {
-    path.stem: rebuild(yaml.safe_load(path.read_text()), config_classes())
-    for path in sorted(Path(CONF / "codec").glob("*.yaml"))
-}
+CODECS: dict[str, CodecConfig] = {name: load_part(f"codec/{name}") for name in quant.CODECS}
 TYPES = [torch.int8, torch.float16, torch.float32, torch.bfloat16]
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 
@@ -64,11 +59,12 @@ def test_codecs_are_lossless_and_repeat_themselves(codec: CodecConfig, values: l
     assert [(v.dtype, v.shape, bits(v)) for v in found] == [(v.dtype, v.shape, bits(v)) for v in values]
 
 
-@every_codec
-@given(data=st.data())
-def test_damaged_streams_are_refused_or_read_as_declared(codec: CodecConfig, data: Any) -> None:
+small_matrices = patch.multiple(groups, FEWEST_ROWS=16, FEWEST_COLUMNS=8)  # numbers go by rows and columns from there
+
+
+def assert_damage_is_refused_or_read_as_declared(codec: CodecConfig, data: Any, rows: int, columns: int) -> None:
     values = [torch.arange(-60, 60, dtype=torch.int8).view(12, 10), torch.linspace(0, 1, 9).half()]
-    values.append(torch.linspace(-1, 1, 256 * 64).half().view(256, 64))
+    values.append(torch.linspace(-1, 1, rows * columns).half().view(rows, columns))
     sections = sections_of(values)
     coded = bytearray(codec.encode(values, sections))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -83,6 +79,20 @@ def test_damaged_streams_are_refused_or_read_as_declared(codec: CodecConfig, dat
 
 
 @every_codec
+@given(data=st.data())
+def test_damaged_streams_are_refused_or_read_as_declared(codec: CodecConfig, data: Any) -> None:
+    with small_matrices:
+        assert_damage_is_refused_or_read_as_declared(codec, data, 32, 8)
+
+
+@pytest.mark.slow
+@every_codec
+@given(data=st.data())
+def test_damaged_streams_of_large_matrices_are_refused_or_read_as_declared(codec: CodecConfig, data: Any) -> None:
+    assert_damage_is_refused_or_read_as_declared(codec, data, 256, 64)
+
+
+@every_codec
 def test_other_sections_than_those_written_are_refused(codec: CodecConfig) -> None:
     values = [torch.arange(100, dtype=torch.int8).view(10, 10)]
     coded = codec.encode(values, sections_of(values))
@@ -91,17 +101,19 @@ def test_other_sections_than_those_written_are_refused(codec: CodecConfig) -> No
             codec.decode(coded, [Section("w/codes", torch.int8, shape)])
 
 
+@pytest.mark.parametrize("rows, columns", [(512, 32), slow(5000, 1000)])
 @every_codec
-def test_a_bomb_does_not_unpack(codec: CodecConfig) -> None:
-    values = [torch.zeros(5000, 1000, dtype=torch.int8)]
+def test_a_bomb_does_not_unpack(codec: CodecConfig, rows: int, columns: int) -> None:
+    values = [torch.zeros(rows, columns, dtype=torch.int8)]
     with pytest.raises(ValueError):
         codec.decode(codec.encode(values, sections_of(values)), [Section("w/codes", torch.int8, (10,))])
 
 
+@pytest.mark.parametrize("size", [65_536, slow(10_000_000)])
 @pytest.mark.parametrize("name", list(CODERS))
-def test_a_coder_stops_where_it_was_told(name: str) -> None:
-    """Ten megabytes of zeros are not unpacked for somebody who asked for ten bytes."""
-    bomb = CODERS[name].squeeze(bytes(10_000_000), CODERS[name].top_level)
+def test_a_coder_stops_where_it_was_told(name: str, size: int) -> None:
+    """Megabytes of zeros are not unpacked for somebody who asked for ten bytes."""
+    bomb = CODERS[name].squeeze(bytes(size), CODERS[name].top_level)
     assert len(CODERS[name].expand(bomb, 10)) <= 11
 
 
@@ -123,10 +135,10 @@ def test_shuffled_bytes_pack_better() -> None:
 # ---------------------------------------------------------------- the entropy coder
 
 
-def gaussian_codes(layers: int, k: float, limit: int, spread_I: Tensor | float = 1.0) -> list[Tensor]:
+def gaussian_codes(layers: int, k: float, limit: int, spread_I: Tensor | float = 1.0, size: int = 256) -> list[Tensor]:
     """Rows on the grid of SDClip: a step of k standard deviations over limit."""
     generator = torch.Generator().manual_seed(0)
-    w_LOI = torch.randn(layers, 256, 256, generator=generator) * spread_I
+    w_LOI = torch.randn(layers, size, size, generator=generator) * spread_I
     step_LO1 = k * w_LOI.std(dim=2, keepdim=True) / limit
     return list((w_LOI / step_LO1).round().clamp(-limit, limit).to(torch.int8))
 
@@ -143,23 +155,36 @@ def bits_a_symbol(values: list[Tensor]) -> float:
     return 8 * len(coded) / sum(value.numel() for value in values)
 
 
-@pytest.mark.parametrize("k,limit", [(12.85, 31), wide(20, 127), wide(11.5, 31), wide(14, 31), wide(14, 63)])
+def test_noise_costs_its_entropy_and_the_states_of_the_lanes() -> None:
+    values = gaussian_codes(4, 12.85, 31, size=128)
+    states = 8 * rans.STATE_BYTES * lanes_for(groups_of(sections_of(values))) / 65_536
+    found, least = bits_a_symbol(values), entropy(values)
+    assert least <= found + 1e-3 and found - states < 1.002 * least
+
+
+@pytest.mark.parametrize("k,limit", [slow(12.85, 31), wide(20, 127), wide(11.5, 31), wide(14, 31), wide(14, 63)])
 def test_noise_costs_its_entropy(k: float, limit: int) -> None:
     values = gaussian_codes(8, k, limit)
     assert entropy(values) <= bits_a_symbol(values) + 1e-3 and bits_a_symbol(values) < 1.002 * entropy(values)
 
 
-def test_structure_costs_less_than_the_entropy() -> None:
+@pytest.mark.parametrize("layers, rows, columns", [(4, 64, 256), slow(4, 256, 256)])
+def test_rows_of_unlike_sizes_cost_less_than_the_entropy(layers: int, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    by_column = gaussian_codes(4, 12.85, 31, torch.exp(0.5 * torch.randn(256, generator=generator)))
     by_row = [
-        (torch.randn(256, 256, generator=generator) * 6 * torch.rand(256, 1, generator=generator))
+        (torch.randn(rows, columns, generator=generator) * 6 * torch.rand(rows, 1, generator=generator))
         .round()
         .to(torch.int8)
-        for _ in range(4)
+        for _ in range(layers)
     ]
-    assert bits_a_symbol(by_column) < 0.97 * entropy(by_column)
     assert bits_a_symbol(by_row) < 0.93 * entropy(by_row)
+
+
+@pytest.mark.parametrize("layers, size", [(8, 64), slow(4, 256)])
+def test_columns_of_unlike_sizes_cost_less_than_the_entropy(layers: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    by_column = gaussian_codes(layers, 12.85, 31, torch.exp(0.5 * torch.randn(size, generator=generator)), size)
+    assert bits_a_symbol(by_column) < 0.97 * entropy(by_column)
 
 
 def test_like_tensors_of_all_layers_are_one_group() -> None:
@@ -173,14 +198,14 @@ def test_rows_of_like_steps_are_told_from_their_mean() -> None:
     """Embeddings of tokens that are never seen: one vector and a little noise, among rows that have nothing in common;
     their steps show which they are."""
     generator = torch.Generator().manual_seed(0)
-    rare = torch.arange(640) % 2 == 0
+    rare = torch.arange(320) % 2 == 0
     common = torch.randn(64, generator=generator) * 8
-    noisy = common + torch.randn(640, 64, generator=generator)
-    codes = torch.where(rare[:, None], noisy, torch.randn(640, 64, generator=generator) * 8).round().clamp(-31, 31)
-    sections = [Section("w/codes", torch.int8, (640, 64)), Section("w/scale", torch.float16, (640,))]
+    noisy = common + torch.randn(320, 64, generator=generator)
+    codes = torch.where(rare[:, None], noisy, torch.randn(320, 64, generator=generator) * 8).round().clamp(-31, 31)
+    sections = [Section("w/codes", torch.int8, (320, 64)), Section("w/scale", torch.float16, (320,))]
     told, untold = (
         len(EntropyConfig().encode([codes.to(torch.int8), steps.half()], sections))
-        for steps in (torch.where(rare, 0.01, 0.2), torch.full((640,), 0.2))
+        for steps in (torch.where(rare, 0.01, 0.2), torch.full((320,), 0.2))
     )
     assert told < 0.85 * untold
 
@@ -196,33 +221,72 @@ def test_numbers_are_told_from_those_before_them() -> None:
     assert len(EntropyConfig().encode([torch.ones(4096).half()], [Section("w/value", torch.float16, (4096,))])) < 400
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_matrices_of_numbers_are_told_from_rows_and_columns(dtype: torch.dtype) -> None:
+def assert_matrices_are_told_from_rows_and_columns(dtype: torch.dtype, rows: int, columns: int = 64) -> None:
     """Rows of like size, and rows that are copies of one and a little noise, each against the same in any order."""
     generator = torch.Generator().manual_seed(0)
-    sizes = 2.0 ** torch.randint(-8, 4, (512, 1), generator=generator)
-    noise, common = torch.randn(512, 64, generator=generator), torch.randn(64, generator=generator)
+    sizes = 2.0 ** torch.randint(-8, 4, (rows, 1), generator=generator)
+    noise, common = torch.randn(rows, columns, generator=generator), torch.randn(columns, generator=generator)
     copies = torch.where(sizes < 0.1, common + 0.02 * noise, noise * 4)
     for w in (noise * sizes, copies):
         mixed = w.flatten()[torch.randperm(w.numel(), generator=generator)].view(w.shape)
         in_order, in_any_order = (
-            len(EntropyConfig().encode([v.to(dtype)], [Section("w/value", dtype, (512, 64))])) for v in (w, mixed)
+            len(EntropyConfig().encode([v.to(dtype)], [Section("w/value", dtype, (rows, columns))])) for v in (w, mixed)
         )
         assert in_order < in_any_order - w.numel() / 16, "half a bit a number"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int16, torch.uint8], ids=str)
-def test_matrices_of_any_bytes_come_back(dtype: torch.dtype) -> None:
-    """Infinities, nans and numbers that are none included."""
-    raw = torch.randint(
-        0, 256, (300, 70 * dtype.itemsize), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def test_small_matrices_of_numbers_are_told_from_rows_and_columns() -> None:
+    assert_matrices_are_told_from_rows_and_columns(torch.float16, 256)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_matrices_of_numbers_are_told_from_rows_and_columns(dtype: torch.dtype) -> None:
+    assert_matrices_are_told_from_rows_and_columns(dtype, 512)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_last_byte_of_a_number_tells_its_size(dtype: torch.dtype) -> None:
+    """Sign, the lower five bits of the exponent, the upper two of the mantissa: numbers such as weights have."""
+    exponents, quarters = torch.meshgrid(torch.arange(-12, 8), torch.arange(4), indexing="ij")
+    values = (torch.tensor([1.0, -1.0])[:, None, None] * 2.0**exponents * (1 + quarters / 4)).flatten().to(dtype)
+    section = Section("w/value", dtype, (len(values),))
+    last = symbols_of(groups_of([section])[0], [section], {0: values})[:, -1]
+    bias = 15 if dtype == torch.float16 else 127
+    expected = torch.stack([sign * 128 + ((exponents + bias) % 32) * 4 + quarters for sign in (0, 1)])
+    assert last.tolist() == expected.flatten().tolist()
+
+
+def matrix_of_any_bytes(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Section]:
+    """Infinities, nans and numbers that are none included; every third row is the same."""
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 256, (rows, columns * dtype.itemsize), dtype=torch.uint8, generator=generator)
     raw[::3] = raw[0]
-    section = Section("w/value", dtype, (300, 70))
+    return raw, Section("w/value", dtype, (rows, columns))
+
+
+def assert_comes_back_by_rows_and_columns(raw: Tensor, section: Section) -> None:
     (group,) = groups_of([section])
-    assert (group.rows, group.columns, group.width) == (300, 70, dtype.itemsize)
-    (found,) = EntropyConfig().decode(EntropyConfig().encode([raw.view(dtype)], [section]), [section])
+    assert (group.rows, group.columns, group.width) == (*section.shape, section.dtype.itemsize)
+    (found,) = EntropyConfig().decode(EntropyConfig().encode([raw.view(section.dtype)], [section]), [section])
     assert bits(found) == raw.flatten().tolist()
+
+
+ANY_TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.int16, torch.uint8]
+
+
+@pytest.mark.parametrize("dtype", ANY_TYPES, ids=str)
+def test_small_matrices_of_any_bytes_come_back(dtype: torch.dtype) -> None:
+    (group,) = groups_of([Section("w/value", dtype, (300, 70))])
+    assert (group.rows, group.columns, group.width) == (300, 70, dtype.itemsize)
+    with small_matrices:
+        assert_comes_back_by_rows_and_columns(*matrix_of_any_bytes(50, 14, dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ANY_TYPES, ids=str)
+def test_matrices_of_any_bytes_come_back(dtype: torch.dtype) -> None:
+    assert_comes_back_by_rows_and_columns(*matrix_of_any_bytes(300, 70, dtype))
 
 
 def test_the_stream_is_the_same_everywhere() -> None:

@@ -10,7 +10,6 @@ import torch
 
 from golf.calibrate import Measured
 from golf.checks import check
-from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
 from golf.export import store
@@ -21,16 +20,15 @@ from golf.quant.calibration import gradient_power
 from golf.quant.formats import IntConfig
 from golf.quant.rounding import PLAIN
 from golf.quant.steps import SDClipConfig
-from tests.helpers.tiers import quick
-from tests.quant.test_calibration import Given, ids, model_of, source
+from tests.helpers.quant import QUANTS, Given, ids, quant_of, shaken, source
+from tests.helpers.tiers import slow, wide
 
 Toy = Callable[..., Run]
 DIALLED = ("int6_sdclip", "int6_awq", "int7_embed", "int6_optrot", "int6_lqer", "waterfill")
-QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 
 
 def test_power_is_the_mean_square_gradient(toy: Toy) -> None:
-    model = model_of(toy("loss=[entropy_weighted]"))
+    model = shaken(toy("loss=[entropy_weighted]"))
     passes = [ids(3), ids(2, seed=1)]
     found = gradient_power(Given(*passes), source(model))
     expected = dict.fromkeys(found, 0.0)
@@ -99,17 +97,31 @@ def test_finer_steps_never_clip_more() -> None:
     assert errors == sorted(errors, reverse=True) and errors[1] < 0.3 * errors[0] and errors[-1] == errors[-2]
 
 
-@pytest.mark.parametrize("quant", quick(set(QUANTS) - {*DIALLED[1:]}, QUANTS))
-def test_every_quantiser_fills_a_cap_or_says_why_not(quant: str, toy: Toy, tmp_path: Path) -> None:
-    sizes = ["model.dim=128", "data.vocab_size=384"]
-    try:
-        check(toy(f"quant={quant}", "quant.fit=true", *sizes))
-    except UserError as error:
-        assert str(error).startswith("quant.fit=true: the steps of this quantiser are tied to the largest weights")
-        assert quant not in DIALLED
+@pytest.mark.parametrize("quant", QUANTS)
+def test_a_quantiser_whose_steps_are_tied_fills_no_cap(quant: str, toy: Toy) -> None:
+    run = replace(toy(), quant=quant_of(quant))
+    check(run)
+    run.quant.fit = True
+    if quant in DIALLED:
+        check(run)
         return
-    assert quant in DIALLED
-    run = toy(f"quant={quant}", "quant/rounding=nearest", *sizes)
+    with pytest.raises(UserError, match=r"^quant\.fit=true: the steps of this quantiser are tied to"):
+        check(run)
+
+
+@pytest.mark.parametrize("quant", ["int6_sdclip", "waterfill"])
+def test_a_small_file_fills_a_cap(quant: str, toy: Toy, tmp_path: Path) -> None:
+    assert_it_fills_caps(replace(toy(), quant=quant_of(quant, rounding="nearest", codec="zstd")), tmp_path)
+
+
+@pytest.mark.parametrize("quant", [slow("int6_sdclip"), *map(wide, DIALLED[1:])])
+def test_every_dialled_quantiser_fills_a_cap(quant: str, toy: Toy, tmp_path: Path) -> None:
+    run = toy(f"quant={quant}", "quant/rounding=nearest", "model.dim=128", "data.vocab_size=384")
+    assert_it_fills_caps(run, tmp_path)
+
+
+def assert_it_fills_caps(run: Run, folder: Path) -> None:
+    """Files of normal weights, for caps around the size that the steps of the formats come to."""
     torch.manual_seed(0)
     model = run.model.build()
     weights = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
@@ -119,7 +131,7 @@ def test_every_quantiser_fills_a_cap_or_says_why_not(quant: str, toy: Toy, tmp_p
     def made(**changes: object) -> tuple[int, dict]:
         for key, value in changes.items():
             setattr(run if key == "cap_bytes" else run.quant, key, value)
-        path = tmp_path / "artifact.golf"
+        path = folder / "artifact.golf"
         told = store(run, prepared, weights, "last", model.stored_roles(), path, Ledger(), measured)
         return path.stat().st_size, told
 

@@ -15,7 +15,7 @@ from golf.quant.rotation import RotatedConfig, rotated
 from golf.quant.rounding import How, NearestConfig, RoundingConfig
 from golf.quant.salient import SalientConfig
 from golf.quant.ternary import FewValuesConfig, pack, unpack
-from tests.quant.test_formats import gaussian, row_int
+from tests.helpers.quant import gaussian, row_int
 
 
 def few(values: int = 3, packed: bool = False, fix: bool = True, group: int = 8) -> FewValuesConfig:

@@ -1,6 +1,7 @@
 """Formats, the role table, codecs and the artifact file, over every quantiser in conf/."""
 
 import hashlib
+import importlib
 import json
 import math
 import struct
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +18,22 @@ import torch
 from torch import Tensor
 
 from golf.artifact import file as file_module
-from golf.artifact.file import MAGIC, PREFIX, config_classes, read_artifact, write_artifact
-from golf.compose import compose
-from golf.conf_files import CONF
+from golf.artifact.file import MAGIC, PREFIX, config_classes, read_artifact
+from golf.conf_files import CONF, load_part
 from golf.config import Run
 from golf.errors import UserError
 from golf.nodes import plain, rebuild
 from golf.quant import steps as steps_module
-from golf.quant.formats import FloatConfig, FormatConfig, IntConfig, decode_one, gaussian_entropy
+from golf.quant.formats import FloatConfig, IntConfig, gaussian_entropy
 from golf.quant.rounding import How, NearestConfig
 from golf.quant.steps import LeastErrorConfig, MaxAbsConfig, QuantileConfig, SDClipConfig, SearchConfig, StepConfig
 from golf.roles import roles_of
+from tests.helpers.forks import in_a_fork
+from tests.helpers.quant import CODECS, QUANTS, gaussian, quant_of, row_int, there_and_back, written_artifact
 from tests.helpers.runs import composed
 from tests.helpers.tiers import quick
 
-QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
-CODECS = sorted(path.stem for path in (CONF / "codec").glob("*.yaml"))
-
-
-def row_int(bits: int = 6, steps: StepConfig | None = None, half_below: int | None = None) -> IntConfig:
-    return IntConfig(bits=bits, steps=steps or MaxAbsConfig(floor=None), per="row", group=None, half_below=half_below)
-
-
-def gaussian(rows: int, cols: int, spread: float = 0.3, stack: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    rows_BO1 = torch.rand(stack, rows, 1, generator=generator)
-    return torch.randn(stack, rows, cols, generator=generator) * rows_BO1 * spread
-
-
-def there_and_back(chosen: FormatConfig, w_B: Tensor) -> Tensor:
-    return chosen.decode(chosen.encode(w_B), tuple(w_B.shape[1:]))
+Toy = Callable[..., Run]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -173,33 +161,24 @@ def test_a_stack_is_stored_as_its_members_alone() -> None:
             assert all(torch.equal(alone[part][0], stacked[part][index]) for part in stacked)
 
 
-@pytest.fixture(params=[(quant, None) for quant in QUANTS] + [("int6", codec) for codec in CODECS])
-def written(
-    request: pytest.FixtureRequest, toy: Callable[..., Run], tmp_path: Path
-) -> tuple[Run, Path, dict[str, Tensor]]:
-    quant, codec = request.param
-    run = toy(f"quant={quant}", *([f"codec={codec}"] if codec else []))
-    return make(run, tmp_path)
+@pytest.fixture(scope="module")
+def sound(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a sound artifact, which a reader takes."""
+    path, _ = written_artifact(toy(), tmp_path_factory.mktemp("sound"))
+    read_artifact(path)
+    return path.read_bytes()
 
 
-def make(run: Run, folder: Path) -> tuple[Run, Path, dict[str, Tensor]]:
-    torch.manual_seed(0)
-    model = run.model.build()
-    weights = {name: torch.randn_like(p) * 0.1 for name, p in model.named_parameters()}
-    stored = run.quant.quantize(weights, roles_of(model))
-    path = folder / "artifact.golf"
-    write_artifact(
-        path, model=run.model, stored=stored, weights="last", quant=run.quant, codec=run.chosen_codec, tokenizer="t"
-    )
-    expected = {
-        name: decode_one(run.quant.formats[tensor.format], tensor.parts, tuple(weights[name].shape))
-        for name, tensor in stored.items()
-    }
-    return run, path, expected
+@pytest.fixture
+def path(sound: bytes, tmp_path: Path) -> Path:
+    """A sound artifact in a folder of its own."""
+    path = tmp_path / "artifact.golf"
+    path.write_bytes(sound)
+    return path
 
 
-def test_artifact_round_trips(written: tuple[Run, Path, dict[str, Tensor]]) -> None:
-    run, path, expected = written
+def assert_round_trips(run: Run, folder: Path) -> None:
+    path, expected = written_artifact(run, folder)
     artifact = read_artifact(path)
     assert artifact.size_bytes == path.stat().st_size
     assert plain(rebuild(artifact.header["model"], config_classes())) == plain(run.model)
@@ -208,22 +187,68 @@ def test_artifact_round_trips(written: tuple[Run, Path, dict[str, Tensor]]) -> N
     assert torch.isfinite(artifact.model.log_probs(torch.zeros(1, 4, dtype=torch.long))).all()
 
 
-def test_same_weights_same_bytes(toy: Callable[..., Run], tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    _, first, _ = make(toy(), tmp_path / "a")
-    _, second, _ = make(toy(), tmp_path / "b")
-    assert first.read_bytes() == second.read_bytes()
+def small(toy: Toy) -> Run:
+    """A run whose vocabulary is as small as its other matrices."""
+    run = toy()
+    return replace(run, model=replace(run.model, vocab_size=96))
 
 
-def test_a_new_process_needs_the_file_alone(toy: Callable[..., Run], tmp_path: Path) -> None:
-    _, path, _ = make(toy(), tmp_path)
+@pytest.mark.parametrize("quant", QUANTS)
+def test_artifacts_of_every_quantiser_round_trip(quant: str, toy: Toy, tmp_path: Path) -> None:
+    assert_round_trips(replace(small(toy), quant=quant_of(quant)), tmp_path)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_artifacts_of_every_codec_round_trip(codec: str, toy: Toy, tmp_path: Path) -> None:
+    assert_round_trips(replace(small(toy), codec=load_part(f"codec/{codec}")), tmp_path)
+
+
+def test_a_run_has_the_quantiser_and_the_codec_that_it_names(toy: Toy) -> None:
+    run = toy("quant=int8", "codec=lzma")
+    assert run.quant == quant_of("int8") and run.chosen_codec == load_part("codec/lzma") != run.quant.codec
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("track", ["tiny", "laptop"])
+@pytest.mark.parametrize("quant", QUANTS)
+def test_quantisers_of_these_tests_are_those_of_runs(quant: str, track: str) -> None:
+    run = composed(f"track={track}", f"quant={quant}", "quant/rounding=nearest")
+    assert run.quant == quant_of(quant, track=track, rounding="nearest")
+
+
+def test_same_weights_same_bytes(toy: Toy, tmp_path: Path, sound: bytes) -> None:
+    again, _ = written_artifact(toy(), tmp_path)
+    assert again.read_bytes() == sound
+
+
+FOREIGN = ("hydra", "omegaconf", "wandb")  # what composes and logs runs
+
+
+def test_a_reader_needs_the_file_alone(path: Path) -> None:
+    """In a fork that has torch, but nothing of golf, and in which nothing that composes runs can be imported."""
+    ids = torch.arange(12)[None]
+    here = read_artifact(path).model.log_probs(ids)
+
+    def read() -> float:
+        for name in list(sys.modules):
+            if name.split(".")[0] in ("golf", *FOREIGN):
+                del sys.modules[name]
+        sys.modules.update(dict.fromkeys(FOREIGN))
+        model = importlib.import_module("golf.artifact.file").read_artifact(path).model
+        return float(model.log_probs(ids).double().sum())
+
+    assert in_a_fork(read) == pytest.approx(here.double().sum().item(), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_new_process_needs_the_file_alone(path: Path) -> None:
     ids = torch.arange(12)[None]
     here = read_artifact(path).model.log_probs(ids).double().sum().item()
     code = (
         "import sys, torch; from pathlib import Path; from golf.artifact.file import read_artifact;"
         "torch.set_num_threads(1); m = read_artifact(Path(sys.argv[1])).model;"
         "print(repr(m.log_probs(torch.arange(12)[None]).double().sum().item()));"
-        "assert not any(name in sys.modules for name in ('hydra', 'omegaconf', 'wandb')), 'a heavy import'"
+        f"assert not any(name in sys.modules for name in {FOREIGN}), 'a heavy import'"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=CONF.parent)
     assert done.returncode == 0, done.stderr
@@ -282,12 +307,7 @@ LIES: dict[str, Callable[[dict], None]] = {
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_lying_headers_are_refused_without_an_import(
-    lie: Callable[[dict], None], toy: Callable[..., Run], tmp_path: Path
-) -> None:
-    _, path, _ = make(toy(), tmp_path)
-    repack(path, lambda header: None)
-    read_artifact(path)
+def test_lying_headers_are_refused_without_an_import(lie: Callable[[dict], None], path: Path) -> None:
     repack(path, lie)
     modules = set(sys.modules)
     with pytest.raises(UserError, match="not a sound artifact"):
@@ -295,19 +315,20 @@ def test_lying_headers_are_refused_without_an_import(
     assert {name for name in set(sys.modules) - modules if not name.startswith(("torch", "golf"))} == set()
 
 
-@pytest.mark.parametrize("bound", ["MAX_PAYLOAD_BYTES", "MAX_HEADER_BYTES", "MAX_PARAMETERS"])
-def test_sizes_beyond_a_bound_are_refused(
-    bound: str, toy: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, path, _ = make(toy(), tmp_path)
+def test_a_header_packed_again_is_taken(path: Path) -> None:
+    """What the lies do beside lying is no reason to refuse a file."""
+    repack(path, lambda header: None)
     read_artifact(path)
+
+
+@pytest.mark.parametrize("bound", ["MAX_PAYLOAD_BYTES", "MAX_HEADER_BYTES", "MAX_PARAMETERS"])
+def test_sizes_beyond_a_bound_are_refused(bound: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_module, bound, 1000)
     with pytest.raises(UserError, match="not a sound artifact"):
         read_artifact(path)
 
 
-def test_damaged_files_are_refused(toy: Callable[..., Run], tmp_path: Path) -> None:
-    _, path, _ = make(toy(), tmp_path)
+def test_damaged_files_are_refused(path: Path) -> None:
     blob = path.read_bytes()
     for damaged in (
         b"",
@@ -324,14 +345,14 @@ def test_damaged_files_are_refused(toy: Callable[..., Run], tmp_path: Path) -> N
     with pytest.raises(UserError, match="not a sound artifact"):
         read_artifact(path)
     with pytest.raises(UserError, match="cannot be read"):
-        read_artifact(tmp_path / "absent.golf")
+        read_artifact(path.with_name("absent.golf"))
 
 
 @pytest.mark.parametrize("quant", quick(("int6", "int8", "ternary"), QUANTS))
 def test_predicted_bytes_are_near(quant: str, tmp_path: Path) -> None:
     """Gaussian weights at laptop size: the prediction that plans print is within a tenth of the file."""
-    run = compose(["track=laptop", f"quant={quant}", "log=none"])
-    _, path, _ = make(run, tmp_path)
+    run = replace(composed("track=laptop", "log=none"), quant=quant_of(quant, track="laptop"))
+    path, _ = written_artifact(run, tmp_path)
     model = run.model.build_on_meta()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     predicted = run.quant.predict_bytes(shapes, roles_of(model), run.chosen_codec)
@@ -345,7 +366,7 @@ def test_predicted_bytes_are_near(quant: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("quant", QUANTS)
 def test_no_floor_of_steps_ruins_factors_and_what_generates(quant: str) -> None:
     """Their entries are small: in steps of at least 1/127 most would vanish (upstream's rule for matrices)."""
-    chosen: Any = composed(f"quant={quant}").quant
+    chosen: Any = quant_of(quant)
     for role in ("factor", "generator"):
         steps = getattr(chosen.formats[chosen.roles.get(role, chosen.default)], "steps", None)
         assert getattr(steps, "floor", None) is None
