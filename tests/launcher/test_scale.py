@@ -44,11 +44,11 @@ def test_seeds_of_a_row_are_composed_once_and_each_is_its_own_run(
     runs = [launcher._run_of(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
     assert runs == [compose(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
     assert len(composed) == 1
-    hangs = [launcher._run_of(["cap_bytes=${seed}", f"seed={seed}"]) for seed in (500, 600)]
+    hangs = [launcher._run_of(["track=tiny", "cap_bytes=${seed}", f"seed={seed}"]) for seed in (500, 600)]
     assert [run.cap_bytes for run in hangs] == [500, 600], "what is told from the seed is told anew"
     for seed in ("-1", "3.5", "abc"):
         with pytest.raises(UserError, match=f"seed={seed}|seed='{seed}'"):
-            launcher._run_of(["model.layers=2", f"seed={seed}"])
+            launcher._run_of(["track=tiny", "model.layers=2", f"seed={seed}"])
 
 
 def test_the_folders_of_many_runs_are_chosen_by_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,12 +95,14 @@ def ready(table: Path) -> bool:
 
 
 def test_a_run_asks_for_what_it_needs(toy: Callable[..., Run]) -> None:
-    def asked(*overrides: str) -> tuple[str, ...]:
-        run = toy("launch=slurm", *overrides)
-        assert isinstance(run.launch, SlurmLaunch)
-        return script.options_of(run.launch, run)
+    run = toy("launch=slurm")
 
-    assert asked("compute.device=cpu") == (
+    def asked(device: str, **settings: object) -> tuple[str, ...]:
+        launch: Any = dataclasses.replace(run.launch, **settings)  # type: ignore[arg-type]
+        compute = dataclasses.replace(run.compute, device=device)
+        return script.options_of(launch, dataclasses.replace(run, launch=launch, compute=compute))
+
+    assert asked("cpu") == (
         "--nodes=1",
         "--ntasks-per-node=1",
         "--cpus-per-task=4",
@@ -107,13 +110,14 @@ def test_a_run_asks_for_what_it_needs(toy: Callable[..., Run]) -> None:
         "--open-mode=append",
         "--requeue",
     )
-    assert "--gres=gpu:1" in asked("compute.device=cuda"), "one GPU a process"
-    assert "--gres=gpu:1" in asked("compute.device=cpu", "launch.gpus=1")
-    assert "--gres=gpu:4" in asked("compute.device=cuda", "launch.nproc=8", "launch.nodes=2")
-    assert "--cpus-per-task=12" in asked("compute.device=cpu", "launch.nproc=8", "launch.nodes=2", "launch.cpus=3")
-    named = asked("compute.device=cpu", "launch.time=1-12:00", "launch.partition=fast", "launch.account=me")
+    assert "--gres=gpu:1" in asked("cuda"), "one GPU a process"
+    assert "--gres=gpu:1" in asked("cpu", gpus=1)
+    assert "--gres=gpu:1" not in asked("cuda", gpus=0)
+    assert "--gres=gpu:4" in asked("cuda", nproc=8, nodes=2)
+    assert "--cpus-per-task=12" in asked("cpu", nproc=8, nodes=2, cpus=3)
+    named = asked("cpu", time="1-12:00", partition="fast", account="me")
     assert {"--time=1-12:00", "--partition=fast", "--account=me"} <= set(named)
-    assert asked("compute.device=cpu", "launch.options=['--constraint=[a100|h100]']")[-1] == "--constraint=[a100|h100]"
+    assert asked("cpu", options=["--constraint=[a100|h100]"])[-1] == "--constraint=[a100|h100]"
 
 
 def test_scripts_are_shell_also_for_folders_with_blanks(toy: Callable[..., Run], tmp_path: Path) -> None:

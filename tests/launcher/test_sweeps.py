@@ -1,5 +1,7 @@
 """Sweeps from the outside: every file in sweeps/, the dry run, status, a launcher that is killed and started again."""
 
+import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from golf import report
 from golf.compose import compose_whole, run_of_whole
 from golf.conf_files import CONF, parse
+from golf.config import Run
+from golf.launcher import sweep
+from golf.launcher.cells import Cell
 from golf.launcher.grid import key_of
 from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import read_standing
@@ -23,10 +29,11 @@ from golf.search.space import search_of
 from hydra_plugins.golf_sweeper import plan_of
 from tests.helpers.processes import processes_in, wait_until
 from tests.helpers.runs import toy_overrides
-from tests.helpers.sweeps import Door, logged, whole_lines
-from tests.helpers.tiers import quick
+from tests.helpers.sweeps import NO_PLAN, Door, logged, whole_lines
+from tests.helpers.tiers import slow, wide
 
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+DRY = ("smoke", "seeds3")  # tried in tiers other than `all`
 
 
 def sweep_file(name: str) -> DictConfig:
@@ -60,26 +67,37 @@ def test_every_sweep_file_is_a_plan(name: str) -> None:
         assert run_of_whole(config).budget, "what its runs have in common is a run"
 
 
-@pytest.mark.parametrize("name", quick(("smoke", "seeds3"), SWEEPS))
+@pytest.mark.parametrize("name", ["smoke", slow("seeds3"), *(wide(name) for name in SWEEPS if name not in DRY)])
 def test_every_sweep_file_composes_and_lists_its_cells(name: str, door: Door, tmp_path: Path) -> None:
     code, shown = door(f"+sweep={name}", "launch.dry_run=true", f"outputs={tmp_path}", f"data_dir={tmp_path}")
     assert code == 0 and "to do" in shown and not list(tmp_path.iterdir()), "nothing is made"
 
 
-def test_the_dry_run_shows_sizes_states_and_what_is_over_the_cap(door: Door, toy_folder: Path, tmp_path: Path) -> None:
-    toy = toy_overrides(toy_folder, [f"outputs={tmp_path}", "cap_bytes=20000", "launch.dry_run=true"])
-    code, shown = door("-m", *toy, "quant=int6,int8")
-    assert code == 0 and not list(tmp_path.iterdir())
-    rows = [line.split("│")[1:-1] for line in shown.splitlines() if "quant=int" in line]
+def quants(toy: Callable[..., Run], outputs: Path, **changes: Any) -> list[Cell]:
+    """A cell for each of two quantisers and two seeds."""
+    cells = []
+    for seed, quant in itertools.product((1, 2), ("int6", "int8")):
+        run = dataclasses.replace(toy(f"quant={quant}"), label=quant, seed=seed, outputs=str(outputs), **changes)
+        cells.append(Cell(run, [f"quant={quant}"]))
+    return cells
+
+
+def test_the_dry_run_shows_sizes_states_and_what_is_over_the_cap(
+    toy: Callable[..., Run], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    cells = quants(toy, tmp_path, cap_bytes=20000)[:2]
+    for cell in cells:
+        cell.run.launch.dry_run = True
+    assert sweep.launch(cells, NO_PLAN) == [sweep.Outcome()] * 2 and not list(tmp_path.iterdir())
+    rows = [line.split("│")[1:-1] for line in capfd.readouterr().out.splitlines() if "quant=int" in line]
     assert [row[0].strip() for row in rows] == ["int6", "int8"] and "to do" in rows[0][-1]
     predicted = [int(row[4].replace(",", "")) for row in rows]
     assert 0 < predicted[0] < predicted[1] and rows[1][5].strip() == f"{predicted[1] / 20000:.0%}"
 
 
-def test_plans_are_shown_once_a_row(door: Door, toy_folder: Path, tmp_path: Path) -> None:
-    toy = toy_overrides(toy_folder, [f"outputs={tmp_path}", "plan=true"])
-    code, shown = door("-m", *toy, "quant=int6,int8", "seed=1,2")
-    assert code == 0 and shown.count("parameters by part") == 2
+def test_plans_are_shown_once_a_row(toy: Callable[..., Run], tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert sweep.launch(quants(toy, tmp_path, plan=True), NO_PLAN) == [sweep.Outcome()] * 4
+    assert capfd.readouterr().out.count("parameters by part") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["plans"] and not list(tmp_path.glob("**/*.json"))
 
 
