@@ -13,7 +13,7 @@ from golf.nodes import configs
 from golf.submission.bundle import bundle, recipe_of
 from golf.submission.pack import pack
 from tests.helpers.runs import composed
-from tests.helpers.tiers import wide
+from tests.helpers.tiers import slow, wide
 from tests.submission.conftest import Trained
 
 QUANTISERS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
@@ -28,15 +28,17 @@ EXPERIMENTS = {
 }
 EVALS = ("plain", "ttt_sgd", "sliding", "ngram", "ttt_lora")
 CASES = list(zip(QUANTISERS, cycle(EXPERIMENTS), cycle(EVALS), strict=False))
-CASES = [*CASES[:3], *(wide(*case) for case in CASES[3:])]
+HERE = CASES[1]  # in the default tier, and without a process of its own
+KEPT = [slow(*CASES[0]), HERE, slow(*CASES[2]), *(slow(*case) for case in CASES[3:])]
 
 
-@pytest.mark.parametrize(("quant", "experiment", "evaluator"), CASES, ids=lambda value: value)
+@pytest.mark.parametrize(("quant", "experiment", "evaluator"), KEPT, ids=lambda value: value)
 def test_the_script_gives_golfs_own_artifact_and_scores(
     trained: Callable[..., Trained], tmp_path: Path, quant: str, experiment: str, evaluator: str
 ) -> None:
     one = trained(EXPERIMENTS[experiment], f"quant={quant}", f"eval={evaluator}", "budget.max_steps=4")
-    artifact, said = one.script(bundle(one.run, "a test"), tmp_path / "run")
+    bare = (quant, experiment, evaluator) != HERE
+    artifact, said = one.script(bundle(one.run, "a test"), tmp_path / "run", bare=bare)
     assert artifact == one.folder.artifact.read_bytes()
     assert said["val_bpb"] == {name: entry["val_bpb"] for name, entry in one.result["evals"].items()}
     assert said["artifact_bytes"] == len(artifact) and said["steps"] == 4
@@ -64,19 +66,23 @@ def test_a_script_imports_packages_and_nothing_of_golf(plain_text: str) -> None:
 @pytest.mark.parametrize(
     ("override", "unused"),
     [
-        ("average=ema_swa", {"EMAConfig", "SWAConfig"}),
-        ("model/output=[xsa]", {"XSAConfig"}),
+        (
+            "average=ema_swa model/output=[xsa] codec=entropy",
+            {"EMAConfig", "SWAConfig", "XSAConfig", "EntropyConfig"},
+        ),
+        slow("average=ema_swa", {"EMAConfig", "SWAConfig"}),
+        slow("model/output=[xsa]", {"XSAConfig"}),
         wide("quant=int6_gptq", {"GPTQConfig"}),
         wide("qat=late", {"QATConfig", "Switch"}),
         wide("model/features=[bigram]", {"BigramHashConfig"}),
         wide("eval=ttt_lora", {"LoRAScorerConfig", "DocumentsConfig"}),
         wide("late=distill", {"DistillConfig"}),
-        ("codec=entropy", {"EntropyConfig"}),
+        slow("codec=entropy", {"EntropyConfig"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_part_that_is_off_leaves_no_name_and_no_bytes(plain_text: str, override: str, unused: set[str]) -> None:
-    with_part = bundle(composed("track=laptop", "experiment=baseline_naive", override), "a test")
+    with_part = bundle(composed("track=laptop", "experiment=baseline_naive", *override.split()), "a test")
     assert unused <= names_in(with_part) and not unused & names_in(plain_text)
     assert len(with_part) > len(plain_text)
 
@@ -92,6 +98,7 @@ def test_no_part_is_there_that_the_recipe_does_not_name(plain_text: str) -> None
     assert len(parts) > 60 and not (parts - used) & names_in(plain_text)
 
 
+@pytest.mark.slow
 def test_a_part_that_is_off_makes_the_packed_file_smaller(plain_text: str) -> None:
     with_part = bundle(composed("track=laptop", "experiment=baseline_naive", "model/output=[xsa]"), "a test")
     assert len(pack(plain_text).file) < len(pack(with_part).file)

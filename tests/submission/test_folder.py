@@ -1,8 +1,11 @@
 """From runs to a record folder: what stands in it, what is refused, that it runs alone, and that it keeps."""
 
 import json
+import pickle
+import shlex
 import shutil
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,43 +14,77 @@ import pytest
 
 from golf import submit
 from golf.auditing import settle
+from golf.compose import compose
 from golf.errors import UserError
 from golf.requantise import open_source
 from golf.rundir import write_json
-from golf.submission import reproduce
+from golf.submission import entry, reproduce
 from golf.submission.check import faults
 from golf.submission.entry import gather
 from golf.submission.folder import _seed_result
 from golf.submission.logs import last_line
 from golf.submission.record import read_submission
+from tests.helpers.runs import Job, made_once, toy_overrides
+from tests.helpers.tiers import slow
 from tests.submission.conftest import Trained
 
 ROW = ["sweep_label=rows", "label=mine", "optimizer.groups.matrices.lr=0.08"]
 SAID = ["name=Hot matrices", "author=me", "github_id=me"]
+SEEDS = (1, 2, 3)
 
 
-@pytest.fixture(scope="module")
-def runs(trained: Callable[..., Trained]) -> list[Trained]:
-    """Three seeds of a row, registered, audited, and a control."""
-    mine = [trained(*ROW, f"seed={seed}") for seed in (1, 2, 3)]
-    others = [trained("sweep_label=rows", "label=control", f"seed={seed}") for seed in (1, 2, 3)]
-    for one in [*mine, *others]:
-        source = open_source(one.folder.path, weights=False)
+def make_row(toy_folder: Path, place: Path) -> None:
+    """Train a row of three seeds, registered and audited; make up its control; write and keep its record folder."""
+    for seed in SEEDS:
+        line = toy_overrides(toy_folder, [f"outputs={place / 'outputs'}", *ROW, f"seed={seed}"])
+        job = Job(compose(line))
+        (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *line]))
+        job.here()
+        make_control(job.folder.path)
+        source = open_source(job.folder.path, weights=False)
         settle(source, {"legal": True, "findings": [], "fingerprint": source.result["fingerprint"]})
-    folder = mine[0].folder.path.parent
+    sweep, into = place / "outputs" / "rows", place / "into"
     rows: dict[str, list[str]] = {"control": [], "mine": []}
-    write_json(folder / "sweep.json", {"control": "control", "seeds": [1, 2, 3], "rows": rows, "cells": {}})
-    return mine
-
-
-@pytest.fixture(scope="module")
-def folder(runs: list[Trained], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The record folder of the row."""
-    into, sweep = tmp_path_factory.mktemp("into"), runs[0].folder.path.parent
+    write_json(sweep / "sweep.json", {"control": "control", "seeds": list(SEEDS), "rows": rows, "cells": {}})
     words = [f"run={sweep}", "row=mine", "track=record", f"reference={sweep}", f"into={into}", *SAID]
     assert submit.main(words) == 0
-    (found,) = into.glob("track_10min_16mb/*_Hot_matrices")
+    made = gather([sweep], "mine", "packed")
+    (place / "code.pickle").write_bytes(pickle.dumps((made.source, made.packed)))
+
+
+def make_control(run: Path) -> None:
+    """Write down a run of the same seed under another configuration, which scored worse."""
+    control = Path(shutil.copytree(run, run.with_name(run.name.replace("mine", "control"))))
+    config, result = (json.loads((control / name).read_text()) for name in ("config.json", "result.json"))
+    config["run"]["label"], config["config_hash"] = "control", "c" * 64
+    write_json(control / "config.json", config)
+    write_json(control / "result.json", result | {"label": "control", "val_bpb": result["val_bpb"] + 0.1})
+
+
+@pytest.fixture(scope="session")
+def row(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "submitted-row", partial(make_row, toy_folder))
+
+
+@pytest.fixture
+def runs(row: Path) -> list[Trained]:
+    """The three seeds of the row."""
+    return [Trained.of(*(row / "outputs" / "rows").glob(f"mine-s{seed}-*")) for seed in SEEDS]
+
+
+@pytest.fixture
+def folder(row: Path) -> Path:
+    """The record folder of the row."""
+    (found,) = row.glob("into/track_10min_16mb/*_Hot_matrices")
     return found
+
+
+@pytest.fixture(autouse=True)
+def bundled_once(row: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row's code, which takes seconds to bundle and pack, is that of make_row."""
+    source, packed = pickle.loads((row / "code.pickle").read_bytes())
+    monkeypatch.setattr(entry, "source_of", lambda run: {"mine": source}[run.label])
+    monkeypatch.setattr(entry, "packed", {source: packed}.__getitem__)
 
 
 def test_the_folder_is_whole(folder: Path, runs: list[Trained]) -> None:
@@ -73,10 +110,11 @@ def test_the_folder_is_whole(folder: Path, runs: list[Trained]) -> None:
     assert "torch==" in (folder / "requirements.txt").read_text()
 
 
+@pytest.mark.parametrize("bare", [False, slow(True)])
 def test_the_packed_file_alone_gives_golfs_artifact_and_the_logs_lines(
-    folder: Path, runs: list[Trained], tmp_path: Path
+    bare: bool, folder: Path, runs: list[Trained], tmp_path: Path
 ) -> None:
-    artifact, said = runs[1].script((folder / "train_gpt.py").read_bytes(), tmp_path / "run")
+    artifact, said = runs[1].script((folder / "train_gpt.py").read_bytes(), tmp_path / "run", bare=bare)
     assert artifact == runs[1].folder.artifact.read_bytes()
     log = (folder / "train_seed2.log").read_text()
     told = last_line(log)
@@ -180,10 +218,11 @@ def test_what_can_not_be_meant_is_one_line(runs: list[Trained], capsys: pytest.C
 
 
 def test_readable_code_may_be_shipped_and_then_counts(runs: list[Trained]) -> None:
-    entry = gather([one.folder.path for one in runs], None, "plain")
-    assert entry.script.decode() == entry.source and entry.max_total_bytes > len(entry.source)
+    made = gather([one.folder.path for one in runs], None, "plain")
+    assert made.script.decode() == made.source and made.max_total_bytes > len(made.source)
 
 
+@pytest.mark.slow
 def test_it_runs_again_in_a_new_environment_without_network(folder: Path, runs: list[Trained]) -> None:
     try:
         reproduce.offline()
@@ -211,8 +250,7 @@ def test_a_repetition_far_off_says_so(folder: Path, runs: list[Trained]) -> None
 
 
 def test_an_artifact_other_than_the_scored_is_refused(runs: list[Trained], monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = gather([runs[0].folder.path.parent], "mine", "packed")
-    one = entry.counted[0]
+    one = gather([runs[0].folder.path.parent], "mine", "packed").counted[0]
     assert one.result is not None
     monkeypatch.setitem(one.result, "artifact_bytes", one.result["artifact_bytes"] + 1)
     with pytest.raises(UserError, match=r"run=.*artifact\.golf is not the one that was scored"):
