@@ -83,7 +83,8 @@ class ClockWorld(World):
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.clock = FakeClock()
         self.clock.put_in(monkeypatch, board, drive, executor, local, queue, scheduler)
-        # of no use here, and git is asked for some of it
+        # of no use here: what git says, what outlives a crash of the machine
+        monkeypatch.setattr(os, "fsync", lambda file: None)
         monkeypatch.setattr(rundir, "environment", lambda: {"git_commit": "abc", "git_dirty": False})
         monkeypatch.setattr(rundir, "code_changes", lambda: "")
         monkeypatch.setattr(local, "Process", partial(ClockProcess, self.clock))

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import HydraContext, RunMode
+from hydra.types import HydraContext
+from omegaconf import OmegaConf
 
-from golf.compose import VERSION_BASE, compose, set_up_hydra
-from golf.conf_files import CONF
+from golf.compose import _composer, compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.launcher import board
@@ -25,13 +23,11 @@ from tests.helpers.clocks import FakeClock
 
 @pytest.fixture
 def launcher() -> GolfLauncher:
-    set_up_hydra()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-        loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
+    """As Hydra sets it up for a command without `hydra.` overrides."""
+    config = OmegaConf.create({"hydra": {"job": {"config_name": "config"}, "overrides": {"hydra": []}}})
     made = GolfLauncher()
-    made.setup(hydra_context=HydraContext(loader, None), task_function=None, config=master)  # type: ignore[arg-type]
+    context = HydraContext(_composer().loader, None)  # type: ignore[arg-type]
+    made.setup(hydra_context=context, task_function=None, config=config)  # type: ignore[arg-type]
     return made
 
 
@@ -42,7 +38,8 @@ def test_seeds_of_a_row_are_composed_once_and_each_is_its_own_run(
     real = launcher.composer.compose
     monkeypatch.setattr(launcher.composer, "compose", lambda *a: composed.append(a) or real(*a))
     runs = [launcher._run_of(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
-    assert runs == [compose(["track=tiny", "model.layers=2", f"seed={seed}"]) for seed in (1, 2, 3)]
+    first = compose(["track=tiny", "model.layers=2", "seed=1"])
+    assert runs == [dataclasses.replace(first, seed=seed) for seed in (1, 2, 3)]
     assert len(composed) == 1
     hangs = [launcher._run_of(["track=tiny", "cap_bytes=${seed}", f"seed={seed}"]) for seed in (500, 600)]
     assert [run.cap_bytes for run in hangs] == [500, 600], "what is told from the seed is told anew"

@@ -1,6 +1,6 @@
 """launch=slurm without SLURM: what is submitted, what is read of the queue, and sweeps on a fake cluster.
 
-Its jobs live on a fake clock; a few tests have them as processes, and in the tier `slow` all do.
+Its jobs live on a fake clock; two tests have them as processes, and in the tier `slow` all do.
 """
 
 import dataclasses
@@ -30,7 +30,6 @@ from tests.helpers.worlds import ClockWorld, Cluster, World, clock_cluster, proc
 TOY_SLURM = ["launch=slurm", "compute.device=cpu", "launch.cpus=1", "launch.poll_seconds=0.1", "sweep_label=table"]
 
 real_worker_line = jobs.worker_line
-in_processes_too = pytest.mark.parametrize("world", ["clock", "processes"], indirect=True)
 
 
 @pytest.fixture
@@ -235,7 +234,6 @@ def start_job(run: Run, place: Path, state: str) -> subprocess.Popen:
 # ---------------------------------------------------------------- sweeps
 
 
-@in_processes_too
 def test_cells_become_arrays_and_each_its_result_or_its_reason(go: Sweep, cluster: Cluster, table: Path) -> None:
     outcomes = go("ok-a", "exit3", "sigkill", "ok-b", "garbage")
     assert [outcome.val_bpb for outcome in outcomes] == [2.001, None, None, 2.004, None]
@@ -251,7 +249,8 @@ def test_cells_become_arrays_and_each_its_result_or_its_reason(go: Sweep, cluste
     assert console.startswith("=== ") and "SLURM job 101_1 on localhost" in console and "exit3 was here" in console
     (table / "mended").touch()
     assert [outcome.val_bpb for outcome in go("ok-a", "exit3", "sigkill", "ok-b", "garbage")][1] == 2.002
-    assert starts(table).count("ok-a") == 1 and len(submissions(cluster)) == 2, "only what was missing runs again"
+    assert starts(table).count("ok-a") == 1 and starts(table).count("exit3") == 2
+    assert len(submissions(cluster)) == 2, "only what was missing runs again"
 
 
 def test_cells_that_ask_for_the_same_share_an_array(base: Run, cluster: Cluster) -> None:
@@ -369,7 +368,7 @@ def test_a_cancelled_job_is_not_queued_again(go: Sweep, cluster: Cluster, table:
     assert go("patient", "ok-b")[0].val_bpb == 2.001
 
 
-@in_processes_too
+@pytest.mark.parametrize("world", ["clock", "processes"], indirect=True)
 def test_ctrl_c_has_runs_save_and_takes_the_rest_from_the_queue(
     go: Sweep, cluster: Cluster, table: Path, world: World
 ) -> None:

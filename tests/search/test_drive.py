@@ -4,6 +4,7 @@ Its trials live on a fake clock; one test has them as processes, and in the tier
 """
 
 import copy
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -54,7 +55,8 @@ def go(toy_trial: Run, outputs: Path, world: World, monkeypatch: pytest.MonkeyPa
     def search(changes: dict[str, Any] | None = None, edit: Callable[[Run], None] | None = None) -> Found | None:
         def compose(overrides: list[str]) -> Cell:
             values = dict(override.split("=", 1) for override in overrides)
-            run = copy.deepcopy(toy_trial)
+            own = {key: copy.deepcopy(getattr(toy_trial, key)) for key in ("optimizer", "eval", "launch")}
+            run = dataclasses.replace(toy_trial, **own)
             run.outputs, run.label, run.sweep_label = str(outputs), values["label"], values["sweep_label"]
             run.seed, run.optimizer.groups["matrices"].lr = int(values["seed"]), float(values.get(LR, 0.04))
             if edit is not None:
