@@ -14,6 +14,7 @@ from golf.compose import run_of
 from golf.conf_files import CONF, parse, register_resolvers
 from golf.config import Run
 from golf.typed import typed
+from tests.helpers.runs import TOY, merged
 
 Node = dict[str, Any]
 
@@ -23,12 +24,28 @@ def run_of_line(*overrides: str) -> Run:
 
     It knows what conf/ and these tests write, and refuses what it does not know with an AssertionError.
     """
-    others = tuple(override for override in overrides if not override.startswith("model"))
-    base = copy.deepcopy(_run_of_line(others))
-    if len(others) == len(overrides):
-        return base
-    node, chosen = node_of(overrides)
+    return copy.deepcopy(_run_of_line(overrides))
+
+
+def toy_of(*overrides: str) -> Run:
+    """Return a toy run of these overrides, its data not prepared."""
+    places = ["data.path=toy.jsonl", "data_dir=toy-data", "outputs=toy-outputs"]
+    return run_of_line(*merged([*TOY, *places], list(overrides)))
+
+
+def full_size(*overrides: str) -> Run:
+    """Return the run of these overrides at full size."""
+    return run_of_line("track=h100x8", *overrides)
+
+
+@cache
+def _run_of_line(overrides: tuple[str, ...]) -> Run:
     register_resolvers()
+    node, chosen = node_of(overrides)
+    others = tuple(override for override in overrides if not override.startswith("model"))
+    if len(others) == len(overrides):
+        return run_of(OmegaConf.create(node), chosen)
+    base = _run_of_line(others)  # all but the model, whose conversion is a small part of the work
     referred = {  # what ${...} in conf/model refer to
         "scale": asdict(base.scale),
         "batch": {"sequence_length": base.batch.sequence_length},
@@ -37,13 +54,6 @@ def run_of_line(*overrides: str) -> Run:
     model: Any = OmegaConf.to_container(OmegaConf.create(referred | {"model": node["model"]}).model, resolve=True)
     label = node["label"] or chosen["experiment"] or f"{chosen['model']}-{chosen['quant']}"
     return replace(base, model=typed(model, "model"), label=label)
-
-
-@cache
-def _run_of_line(overrides: tuple[str, ...]) -> Run:
-    node, chosen = node_of(overrides)
-    register_resolvers()
-    return run_of(OmegaConf.create(node), chosen)
 
 
 def node_of(overrides: Sequence[str]) -> tuple[Node, dict[str, Any]]:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.compose import compose
 from golf.config import Run
 from golf.models.agents import mean_so_far
 from golf.models.lm import LM
 from golf.models.norms import norm
 from tests.helpers.models import context_of, ids_for, moved
+from tests.helpers.parts import full_size
 
 STACKS = pytest.mark.parametrize("stack", ["agents", "agents_mean"])
 
@@ -104,7 +104,7 @@ def test_positions_without_a_token_are_in_the_window(toy: Callable[..., Run]) ->
 
 
 def test_size() -> None:
-    run = compose(["track=h100x8", "model=agents"])
+    run = full_size("model=agents")
     vocab, dim, width, message, window, hidden = 1024, 512, 128, 64, 8, 256
     decoder = vocab * width + dim * message + (window * width + message) * hidden + hidden**2 + hidden * dim
     assert sum(p.numel() for p in run.model.build_on_meta().parameters()) == 17_059_912 + decoder

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.models import tiled as tiles
@@ -19,6 +18,7 @@ from golf.models.norms import norm
 from golf.models.rope import RopeConfig, rotary_tables, rotate
 from golf.models.slots import Attend, Frame
 from tests.helpers.models import built, context_of, ids_for, moved, qkv
+from tests.helpers.parts import run_of_line
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_layer_sets_refuse_what_is_not_there(text: str) -> None:
 
 def test_a_layer_set_past_the_end_names_its_key() -> None:
     with pytest.raises(UserError, match=r"^model\.mixer\.output\.xsa\.layers='9'"):
-        compose(["model/output=xsa", "model.mixer.output.xsa.layers='9'"]).model.build_on_meta()
+        run_of_line("model/output=xsa", "model.mixer.output.xsa.layers='9'").model.build_on_meta()
     with pytest.raises(UserError, match=r"^model\.mixer\.output\.xsa\.layers='late'"):
-        compose(["model/output=xsa", "model.mixer.output.xsa.layers=late"])
+        run_of_line("model/output=xsa", "model.mixer.output.xsa.layers=late")
 
 
 def slow_attention(q: Tensor, k: Tensor, v: Tensor, seen_TT: Tensor) -> Tensor:

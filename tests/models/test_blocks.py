@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from golf.checks import check
-from golf.compose import compose
 from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
@@ -17,6 +16,7 @@ from golf.losses import CROSS_ENTROPY
 from golf.models.norms import norm
 from golf.models.slots import Context
 from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.parts import run_of_line
 
 
 def test_mlps_are_their_formulas() -> None:
@@ -33,7 +33,7 @@ def test_mlps_are_their_formulas() -> None:
     }
     assert set(formulas) == {path.stem for path in (CONF / "model" / "mlp").glob("*.yaml")}
     for name, formula in formulas.items():
-        mlp = compose(["track=tiny", f"model/mlp={name}"]).model.build().stack.blocks[0].mlp
+        mlp = run_of_line("track=tiny", f"model/mlp={name}").model.build().stack.blocks[0].mlp
         nn.init.normal_(mlp.down.weight)
         if "star" in name:
             mlp.activation.scale_M.data.fill_(1.5)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.init import power_law_spectrum_
 from golf.models.slots import Frame
 from golf.models.smear import GatedSmear, Smear
 from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.parts import run_of_line
 
 
 def test_smear_does_not_cross_the_start_of_a_document() -> None:
@@ -40,22 +40,22 @@ def test_smears_are_their_formulas() -> None:
 
 
 def test_bigram_buckets_are_the_published_hashes() -> None:
-    frame = compose(["track=tiny"]).model
+    frame = run_of_line("track=tiny").model
     ids = torch.tensor([[3, 1023, 0, 17]])
-    xor = compose(["track=tiny", "model/features=bigram"]).model.embed.features["bigram"]
+    xor = run_of_line("track=tiny", "model/features=bigram").model.embed.features["bigram"]
     hashed = xor.build(Frame(1024, 96, 2, frame.linear)).bucket(ids)
     expected = [2047] + [((36313 * a) ^ (27191 * b)) % 2047 for b, a in ((3, 1023), (1023, 0), (0, 17))]
     assert hashed[0].tolist() == expected
-    linear = compose(["track=tiny", "model/features=bigram_linear"]).model.embed.features["bigram"]
+    linear = run_of_line("track=tiny", "model/features=bigram_linear").model.embed.features["bigram"]
     hashed = linear.build(Frame(1024, 96, 2, frame.linear)).bucket(ids)
     assert hashed[0].tolist() == [3, (1009 * 3 + 1023) % 8192, (1009 * 1023) % 8192, 17]
 
 
 def test_bigram_settings_that_would_never_train_are_refused() -> None:
     with pytest.raises(UserError, match=r"features\.bigram\.table_std=0 and zero_projection=true would never train"):
-        compose(["model/features=bigram", "model.embed.features.bigram.zero_projection=true"])
+        run_of_line("model/features=bigram", "model.embed.features.bigram.zero_projection=true")
     with pytest.raises(UserError, match=r"features\.bigram\.multiplier=None with hash=linear"):
-        compose(["model/features=bigram", "model.embed.features.bigram.hash=linear"])
+        run_of_line("model/features=bigram", "model.embed.features.bigram.hash=linear")
 
 
 def test_registers_are_seen_by_all_and_never_scored(toy: Callable[..., Run]) -> None:

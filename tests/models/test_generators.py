@@ -13,7 +13,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from golf.artifact.file import read_artifact, write_artifact
-from golf.compose import compose
 from golf.config import Run
 from golf.models.automaton import Automaton, AutomatonPR
 from golf.models.generated import Generated, standardised
@@ -22,7 +21,7 @@ from golf.models.norms import norm
 from golf.models.seeded import Drawn, Seeded, SeededDense
 from golf.roles import roles_of
 from tests.helpers.models import built, ids_for, moved
-from tests.helpers.runs import composed
+from tests.helpers.parts import full_size, run_of_line
 
 RECOMMENDED = ["siren", "hypernetwork", "seeded", "nca"]
 FORMS = [*RECOMMENDED, "siren_pr", "hypernetwork_pr", "seeded_dense", "nca_pr"]
@@ -32,15 +31,16 @@ KINDS = 6
 Toy = Callable[..., Run]
 
 
-def full_size(form: str, *more: str) -> LM:
-    return composed("track=h100x8", f"model/linear={form}", *more).model.build_on_meta()
+def shell(form: str, *more: str) -> LM:
+    """A model at full size, without values."""
+    return full_size(f"model/linear={form}", *more).model.build_on_meta()
 
 
 def at_full_width(form: str) -> LM:
     """A model of two layers at its full width."""
     torch.manual_seed(0)
     fewer = ["model.linear.steps=1"] * (form == "nca")  # the rule begins at zero
-    return compose(["track=h100x8", f"model/linear={form}", "model.layers=2", *fewer]).model.build()
+    return full_size(f"model/linear={form}", "model.layers=2", *fewer).model.build()
 
 
 def made(model: nn.Module) -> dict[str, Generated]:
@@ -86,7 +86,7 @@ SIZES = {
 
 def predicted(model: LM) -> int:
     """Bytes of its artifact, quantised as by default."""
-    run, roles = composed("track=h100x8"), model.stored_roles()
+    run, roles = full_size(), model.stored_roles()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return run.quant.predict_bytes({name: shapes[name] for name in roles}, roles, run.chosen_codec)
 
@@ -94,7 +94,7 @@ def predicted(model: LM) -> int:
 @pytest.mark.wide
 @pytest.mark.parametrize("form", SIZES)
 def test_sizes_at_full_size(form: str) -> None:
-    model, dense = full_size(form), full_size("dense")
+    model, dense = shell(form), shell("dense")
     assert sum(module.inputs * module.outputs for module in made(model).values()) == GENERATED
     assert stored(model) == SIZES[form]
     assert model.repeated_params() == GENERATED
@@ -252,7 +252,7 @@ def test_siren_has_rank_and_the_pr_form_has_none() -> None:
         assert participation(w_OI) >= 16
         assert len(torch.unique(w_OI, dim=0)) == len(w_OI), "no two rows are identical"
     torch.manual_seed(0)
-    small = compose(["track=tiny", "model/linear=siren_pr"]).model.build()
+    small = run_of_line("track=tiny", "model/linear=siren_pr").model.build()
     for name, w_OI in weights_of(small).items():
         assert participation(w_OI) < 1.5, name
         assert w_OI.mean().abs() > 2 * w_OI.std(), "nearly one number"
@@ -355,10 +355,10 @@ def test_dense_subspace_gradient_is_the_projection_of_the_weights(toy: Toy) -> N
 
 def test_dense_subspace_refuses_large_models() -> None:
     with pytest.raises(ValueError, match=r"model\.linear\.k=256: a dense projection .* use model/linear=seeded"):
-        full_size("seeded_dense")
-    assert len(made(full_size("seeded_dense", "model.linear.k=100"))) == 9 * KINDS
+        shell("seeded_dense")
+    assert len(made(shell("seeded_dense", "model.linear.k=100"))) == 9 * KINDS
     with pytest.raises(ValueError, match=r"model\.linear\.k=257 must lie in 1 \.\. 256"):
-        full_size("seeded_dense", "model.linear.k=257")
+        shell("seeded_dense", "model.linear.k=257")
 
 
 # ---------------------------------------------------------------- cellular automata

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from golf.compose import compose
 from golf.errors import UserError
 from golf.losses import CROSS_ENTROPY
 from golf.models.hopfield import retrieved
 from golf.models.norms import norm
 from golf.models.slots import Frame
+from tests.helpers.parts import full_size, run_of_line
 
 D, V = 16, 50
 HEADS = pytest.mark.parametrize("name", ["attractor", "hopfield"])
@@ -18,7 +18,7 @@ HEADS = pytest.mark.parametrize("name", ["attractor", "hopfield"])
 
 def head_of(name: str, *overrides: str) -> nn.Module:
     """The head alone, with random parameters."""
-    run = compose(["track=tiny", f"model/head={name}", *(f"model.head.{text}" for text in overrides)])
+    run = run_of_line("track=tiny", f"model/head={name}", *(f"model.head.{text}" for text in overrides))
     torch.manual_seed(0)
     head = run.model.head.build(Frame(V, D, 2, run.model.linear))
     for parameter in head.parameters():
@@ -55,7 +55,7 @@ def test_with_a_second_matrix_of_zero_it_is_a_bilinear_softmax() -> None:
     nn.init.zeros_(head.second.weight)
     expected = capped((x @ head.map.weight.T) @ table.T - table.square().sum(-1))
     torch.testing.assert_close(head.log_probs(x, table), expected, atol=1e-5, rtol=1e-5)
-    run = compose(["track=tiny", "model/head=attractor"])
+    run = run_of_line("track=tiny", "model/head=attractor")
     fresh = run.model.head.build(Frame(V, D, 2, run.model.linear))
     assert not fresh.second.weight.any(), "as it begins"
     torch.testing.assert_close(fresh.map.weight @ fresh.map.weight.T, torch.eye(D), atol=1e-5, rtol=0)
@@ -124,7 +124,7 @@ def test_chunks_of_tokens_change_nothing(name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name, added, uses", [("attractor", 7 * 512**2 + 2, 1), ("hopfield", 512**2 + 2, 5)])
 def test_sizes(name: str, added: int, uses: int) -> None:
     """A: D x D; F1: 2D x 2D; F2: D x 2D; two numbers."""
-    model = compose(["track=h100x8", f"model={name}"]).model.build_on_meta()
+    model = full_size(f"model={name}").model.build_on_meta()
     assert sum(p.numel() for p in model.parameters()) == 17_059_912 + added
     assert model.head.table_uses == uses and model.head.output is None
 

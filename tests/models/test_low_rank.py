@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from golf.compose import compose
 from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError
@@ -17,7 +16,7 @@ from golf.models.slots import Frame
 from golf.models.tensor_train import TensorTrainConfig, modes
 from golf.plan import outline
 from tests.helpers.models import built, ids_for, moved
-from tests.helpers.runs import composed
+from tests.helpers.parts import full_size, run_of_line
 
 DENSE = DenseConfig(init="uniform", residual="zero")
 X = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
@@ -153,7 +152,7 @@ def test_one_layer_of_full_rank_equals_a_dense_matrix(toy: Callable[..., Run]) -
     ],
 )
 def test_full_size_has_the_published_parameters(overrides: list[str], expected: int) -> None:
-    model = composed("track=h100x8", *overrides).model.build_on_meta()
+    model = full_size(*overrides).model.build_on_meta()
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
@@ -162,7 +161,7 @@ def test_what_is_stored_is_smaller_than_what_it_stands_for(name: str) -> None:
     """In bytes of the artifact, at full size: that of the matrices' shared basis included."""
 
     def predicted(*overrides: str) -> int:
-        return outline(composed("track=h100x8", *overrides)).artifact_bytes
+        return outline(full_size(*overrides)).artifact_bytes
 
     assert predicted(f"model={name}") < predicted()
 
@@ -183,6 +182,6 @@ def test_a_tensor_train_has_the_cores_of_its_definition() -> None:
 
 def test_ranks_must_name_the_parts() -> None:
     with pytest.raises(UserError, match=r"model\.linear\.ranks\.mlp=0 must lie in 1"):
-        compose(["model=eigen", "model.linear.ranks.mlp=0"])
+        run_of_line("model=eigen", "model.linear.ranks.mlp=0")
     with pytest.raises(ValueError, match=r"ranks=.*must name mixer and mlp"):
         EigenConfig(ranks={"mixer": 4}, std=None, dense=DENSE)

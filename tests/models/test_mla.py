@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.kernels import sdpa
@@ -18,7 +17,7 @@ from golf.models.slots import Attend, Frame
 from golf.models.tiled import tiled
 from golf.plan import _cache
 from tests.helpers.models import context_of, ids_for, moved
-from tests.helpers.runs import composed
+from tests.helpers.parts import full_size, run_of_line
 
 HEADS = ("model.mixer.heads=4", "model.mixer.kv_heads=2")
 
@@ -69,7 +68,7 @@ def test_initial_values(toy: Callable[..., Run]) -> None:
 
 @pytest.mark.parametrize("name, parameters", [("mla_128", 15_880_264), ("mla_64", 15_290_440)])
 def test_published_sizes(name: str, parameters: int) -> None:
-    run = compose(["track=h100x8", f"model={name}"])
+    run = full_size(f"model={name}")
     assert sum(p.numel() for p in run.model.build_on_meta().parameters()) == parameters
     assert run.model.mixer.cached_numbers(512) == int(name.removeprefix("mla_"))
 
@@ -78,7 +77,7 @@ def test_a_plan_says_what_a_decoder_keeps() -> None:
     """The cache-size report: numbers a token and layer, and the bytes of a whole text in bf16."""
 
     def said(*overrides: str) -> str:
-        run = composed("track=h100x8", *overrides)
+        run = full_size(*overrides)
         return _cache(run, run.model.build_on_meta())
 
     assert said() == "512 numbers a token and layer; 9,437,184 bytes in bf16 for 1,024 tokens"
@@ -88,7 +87,7 @@ def test_a_plan_says_what_a_decoder_keeps() -> None:
 
 
 def test_size_of_the_published_form() -> None:
-    run = compose(["track=h100x8", "model=mla_decoupled"])
+    run = full_size("model=mla_decoupled")
     d, heads, latent, turned, layers = 512, 8, 128, 32, 9
     rest = 17_059_912 - layers * 2 * d * 256
     attention = latent * d + 2 * d * latent + d * turned + d * heads * turned
@@ -178,10 +177,10 @@ def test_the_decoupled_form_learns(toy: Callable[..., Run]) -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.mixer\.rotary_dim=7 must be even"):
-        compose(["model/mixer=mla_decoupled", "model.mixer.rotary_dim=7"])
+        run_of_line("model/mixer=mla_decoupled", "model.mixer.rotary_dim=7")
     with pytest.raises(UserError, match=r"model\.mixer\.absorb=true leaves no values"):
-        compose(["model/mixer=mla_decoupled", "model.mixer.absorb=true", "model/value=norm_gate"])
+        run_of_line("model/mixer=mla_decoupled", "model.mixer.absorb=true", "model/value=norm_gate")
     with pytest.raises(UserError, match=r"model\.mixer\.latent=0 must lie in"):
-        compose(["model/mixer=mla", "model.mixer.latent=0"])
+        run_of_line("model/mixer=mla", "model.mixer.latent=0")
     with pytest.raises(UserError, match=r"model\.mixer\.kv_heads=3 must divide"):
-        compose(["model/mixer=mla", "model.mixer.kv_heads=3"])
+        run_of_line("model/mixer=mla", "model.mixer.kv_heads=3")

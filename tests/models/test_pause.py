@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.norms import norm
@@ -15,6 +14,7 @@ from golf.models.pause import Pause, PauseConfig
 from golf.tokens.tokenizer import ByteCounter
 from tests.evals.helpers import score, windows_of
 from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.parts import full_size, run_of_line
 
 PAUSE = "model.embed.features.pause"
 
@@ -138,13 +138,13 @@ def test_the_residual_keeps_its_type(toy: Callable[..., Run]) -> None:
 
 @pytest.mark.parametrize("name, added", [("pause_4_64", 4 * 512), ("pause_8_32", 8 * 512), ("pause_delay", 4 * 512)])
 def test_published_sizes(name: str, added: int) -> None:
-    run = compose(["track=h100x8", f"model={name}"])
+    run = full_size(f"model={name}")
     assert sum(p.numel() for p in run.model.build_on_meta().parameters()) == 17_059_912 + added
     assert run.model.embed.features["pause"].every == (32 if name == "pause_8_32" else 64)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match=r"features\.pause\.read='late' is not a choice; use one of memory, delay"):
-        compose(["model/features=pause", f"{PAUSE}.read=late"])
+        run_of_line("model/features=pause", f"{PAUSE}.read=late")
     with pytest.raises(UserError, match=r"features\.pause\.every=0 must lie in 1"):
-        compose(["model/features=pause", f"{PAUSE}.every=0"])
+        run_of_line("model/features=pause", f"{PAUSE}.every=0")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.loop import accumulate, warm_up
@@ -17,6 +16,7 @@ from golf.models.loops import Visit
 from golf.models.slots import Context
 from golf.schedules import Tick
 from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.parts import full_size, run_of_line
 
 
 def order(toy: Callable[..., Run], *overrides: str, stage: int = -1) -> list[int]:
@@ -186,10 +186,10 @@ def test_spans_keep_their_neighbours_at_every_depth(name: str, toy: Callable[...
 )
 def test_loops_that_cannot_be(override: str, message: str | None) -> None:
     if message is None:  # a span that ends before the lanes begin
-        compose(["track=h100x8", "model.layers=11", "model/stack=recurrence", override]).model.build_on_meta()
+        full_size("model.layers=11", "model/stack=recurrence", override).model.build_on_meta()
         return
     with pytest.raises(UserError, match=message):
-        compose(["track=h100x8", "model/stack=recurrence", override]).model.build_on_meta()
+        full_size("model/stack=recurrence", override).model.build_on_meta()
 
 
 def test_shared_matrices_have_one_name_and_deltas_of_their_own(toy: Callable[..., Run]) -> None:
@@ -216,7 +216,7 @@ def test_shared_matrices_have_one_name_and_deltas_of_their_own(toy: Callable[...
 def test_a_loop_may_not_cross_into_the_lanes() -> None:
     crossing = ["track=h100x8", "model.layers=11", "model/stack=recurrence", "model/residual=two_lanes"]
     with pytest.raises(UserError, match=r"model\.stack\.loop crosses the layer"):
-        compose([*crossing, "model.stack.loop.span='7,8 of 11'"]).model.build_on_meta()
+        run_of_line(*crossing, "model.stack.loop.span='7,8 of 11'").model.build_on_meta()
 
 
 def test_compiled_stages_are_the_ones_that_train(toy: Callable[..., Run]) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.lm import LM
@@ -18,6 +17,7 @@ from golf.models.surge import ENTERED
 from golf.models.surge_error import GRU, Change, ErrorSignal, MinGRU, prefix_scan
 from golf.schedules import Tick
 from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.parts import full_size
 
 V1, V2 = ("model/stack=surge", "model.stack.chunk=8"), ("model/stack=surge_two_pass", "model.stack.chunk=8")
 ROUTINGS = ("replay", "drop", "single")
@@ -390,7 +390,7 @@ def of_network(*overrides: str) -> tuple[int, int]:
     """Parameters of the network and of the whole model, at the size of the PR's runs."""
     size = ("model.dim=256", "model.mixer.heads=4", "model.mixer.kv_heads=4", "data.vocab_size=1024")
     given = [part if part.startswith("model=") else f"model.stack.{part}" for part in overrides]
-    model = compose(["track=h100x8", *given, *size]).model.build_on_meta()
+    model = full_size(*given, *size).model.build_on_meta()
     return sum(p.numel() for p in model.stack.meta.parameters()), sum(p.numel() for p in model.parameters())
 
 
@@ -422,4 +422,4 @@ def test_the_network_has_the_published_size() -> None:
 )
 def test_what_cannot_be(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        compose(["track=h100x8", *overrides]).model.build_on_meta()
+        full_size(*overrides).model.build_on_meta()
