@@ -1,7 +1,6 @@
 """golf/evaluate.py and golf/audit.py: other scores of a finished run, and whether its score may be submitted."""
 
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,36 +13,40 @@ from golf import audit, auditing, evaluate
 from golf.compose import compose
 from golf.dist import ALONE
 from golf.evals.known_bad import KNOWN_BAD
-from golf.evals.probes import FAIL, PASS, UNKNOWN
+from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
 from golf.keeping import PASSES, EvalFiles
 from golf.reports.load import traces
 from golf.requantise import open_source
 from golf.scoring import Scoring
+from golf.submission import code_size
 from golf.submission.entry import code_of
-from tests.helpers.runs import Job, toy_overrides
-from tests.helpers.tiers import wide
+from golf.submission.pack import Packed
+from tests.helpers.runs import toy_overrides
+from tests.helpers.tiers import slow, wide
 
-SHORT = ["scale.seq=0.03125"]
+SLIDING = ("scale.seq=0.03125", "eval=sliding")
+CODE = Packed(b"x" * 20_000, "brotli", 100_000, 50_000, {})
+every_probe = slow(tuple(PROBES))
 
-
-@pytest.fixture(scope="module")
-def make(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Train a toy run, with command.txt as the door would write it."""
-
-    def made(*extra: str) -> Path:
-        outputs = tmp_path_factory.mktemp("audited") / "outputs"
-        overrides = toy_overrides(toy_folder, [f"outputs={outputs}", *SHORT, *extra])
-        job = Job(compose(overrides))
-        (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *overrides]))
-        job.here()
-        return job.folder.path
-
-    return made
+Make = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def run(make: Callable[..., Path]) -> Path:
-    return make("eval=sliding")
+@pytest.fixture
+def run(finished: Make) -> Path:
+    """A finished run, only to be read."""
+    return finished(*SLIDING)
+
+
+@pytest.fixture(autouse=True)
+def code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To pack a run's code takes seconds; tests of the tier `slow` do."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(code_size, "code_of", lambda run: CODE)
+
+
+def probed_by(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the audit run these of its probes only."""
+    monkeypatch.setattr(auditing, "probe", lambda case: [PROBES[name](case) for name in names])
 
 
 def results_beside(run: Path) -> dict[str, dict[str, Any]]:
@@ -56,7 +59,8 @@ def verdicts(run: Path) -> dict[str, str]:
     return {found["probe"]: found["verdict"] for found in report["findings"]}
 
 
-def test_an_honest_run_passes_and_its_result_says_so(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_honest_run_passes_and_its_result_says_so(finished_copy: Make, capsys: pytest.CaptureFixture) -> None:
+    run = finished_copy(*SLIDING)
     assert audit.main([f"run={run}"]) == 0
     printed = capsys.readouterr().out
     assert "legal as far as can be told" in printed and "write" not in printed
@@ -68,12 +72,40 @@ def test_an_honest_run_passes_and_its_result_says_so(run: Path, capsys: pytest.C
     assert result["phases"]["train"]["opened"] == ["train"] and result["phases"]["eval"]["opened"] == ["val"]
 
 
-def test_other_evaluators_are_runs_of_their_own(run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert evaluate.main(["-m", f"run={run}", "eval=plain,ttt_sgd,ttt_lora"]) == 0
+def test_the_size_of_code_is_measured_once(finished_copy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is written down; what is written down is said again."""
+    source = open_source(finished_copy(*SLIDING))
+    there = source.result["artifact_bytes"]
+    said = auditing.size(source)
+    assert said.text.startswith(
+        f"with code {there + 20_000:,} packed, {there + 50_000:,} minified, {there + 100_000:,} as source, of "
+    )
+    assert (source.folder.path.parents[1] / code_size.FILE).exists()
+    monkeypatch.delattr(code_size, "code_of")
+    assert auditing.size(source) == said
+
+
+@pytest.mark.slow
+def test_the_size_of_code_is_that_of_the_packed_file(finished_copy: Make) -> None:
+    source = open_source(finished_copy(*SLIDING))
+    packed, there = code_of(source.run), source.result["artifact_bytes"]
+    sizes = (len(packed.file), packed.minified_bytes, packed.raw_bytes)
+    assert 10_000 < sizes[0] < sizes[1] / 2 < sizes[2] / 4
+    for _ in range(2):
+        said = auditing.size(source)
+        assert said.verdict == PASS and all(f"{there + count:,} " in said.text for count in sizes)
+
+
+@pytest.mark.parametrize("labels", [("plain", "ttt_sgd"), slow(("plain", "ttt_sgd", "ttt_lora"))])
+def test_other_evaluators_are_runs_of_their_own(
+    labels: tuple[str, ...], finished_copy: Make, capsys: pytest.CaptureFixture
+) -> None:
+    run = finished_copy(*SLIDING)
+    assert evaluate.main(["-m", f"run={run}", f"eval={','.join(labels)}"]) == 0
     printed = capsys.readouterr().out
     found = results_beside(run)
     first = json.loads((run / "result.json").read_text())
-    for label in ("plain", "ttt_sgd", "ttt_lora"):
+    for label in labels:
         one = found[label]
         assert label in printed and one["eval_main"] == label and one["parent"] == first["fingerprint"]
         assert one["post_quant_bpb"] == first["post_quant_bpb"] and one["artifact_bytes"] == first["artifact_bytes"]
@@ -84,43 +116,51 @@ def test_other_evaluators_are_runs_of_their_own(run: Path, capsys: pytest.Captur
     assert [a["tokens"] for a in lines["sliding"]] == [b["tokens"] for b in lines["ttt_sgd"]]
     assert lines["ttt_sgd"][-1]["bpb"] == pytest.approx(found["ttt_sgd"]["val_bpb"])
     passes = [json.loads(line) for line in (run.parents[1] / PASSES).read_text().splitlines()]
-    assert {"plain", "sliding", "ttt_sgd", "ttt_lora"} <= {entry["evaluator"] for entry in passes}
+    assert {"sliding", *labels} <= {entry["evaluator"] for entry in passes}
     assert evaluate.main([f"run={run}", "quant=int8"]) == 2
     assert "quant=int8: only eval can change" in capsys.readouterr().err
 
 
-def test_choosing_is_done_on_other_text(run: Path) -> None:
+def test_choosing_is_done_on_other_text(finished_copy: Make) -> None:
+    run = finished_copy(*SLIDING)
     before = len((run.parents[1] / PASSES).read_text().splitlines())
     assert evaluate.main([f"run={run}", "eval=sliding", "eval.split=tune"]) == 0
     assert len((run.parents[1] / PASSES).read_text().splitlines()) == before
     assert results_beside(run)["sliding-eval.split_tune"]["data"]["split"] == "tune"
 
 
-def test_a_sweep_of_scores_is_audited_row_by_row(make: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
-    run = make("eval=sliding")
+@pytest.mark.parametrize("probes", [("coverage",), every_probe])
+def test_a_sweep_of_scores_is_audited_row_by_row(
+    probes: tuple[str, ...], finished_copy: Make, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed_by(probes, monkeypatch)
+    run = finished_copy(*SLIDING)
     evaluate.main(["-m", f"run={run}", "eval=plain,ngram"])
     folder = results_beside(run)["ngram"]["folder"]
     capsys.readouterr()
     assert audit.main([f"sweep={folder.parent}"]) == 0
-    assert f"{folder.name}" in capsys.readouterr().out and verdicts(folder)["future"] == PASS
+    assert f"{folder.name}" in capsys.readouterr().out and verdicts(folder)[probes[-1]] == PASS
     assert audit.main([f"sweep={folder.parent}", "evaluator=ngram"]) == 0
     assert "the run has plain" in " ".join(capsys.readouterr().out.split()), "a row for the one without it"
 
 
+@pytest.mark.parametrize("probes", [("coverage",), every_probe])
 def test_training_on_the_scored_text_is_found_three_times(
-    make: Callable[..., Path], capsys: pytest.CaptureFixture
+    probes: tuple[str, ...], finished_copy: Make, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make("loader.split=val")
+    probed_by(probes, monkeypatch)
+    run = finished_copy("scale.seq=0.03125", "loader.split=val")
     assert audit.main([f"run={run}"]) == 1 and "ILLEGAL" in capsys.readouterr().out
     found = verdicts(run)
-    assert found["declared"] == found["phases"] == FAIL and found["future"] == PASS
+    assert found["declared"] == found["phases"] == FAIL
+    assert all(found[probe] == PASS for probe in probes)
     result = json.loads((run / "result.json").read_text())
     assert result["legal"] is False
     assert any(reason.startswith("declared: trains on text") for reason in result["legality"])
 
 
-def test_records_that_do_not_add_up_are_found(run: Path) -> None:
-    source = open_source(run)
+def test_records_that_do_not_add_up_are_found(finished_copy: Make) -> None:
+    source = open_source(finished_copy(*SLIDING))
     entry = source.result["evals"]["sliding"]
 
     def with_(**changes: Any) -> Any:
@@ -140,8 +180,7 @@ def test_records_that_do_not_add_up_are_found(run: Path) -> None:
     ):
         found = auditing.recorded(untrue, "sliding")
         assert found.verdict == FAIL and "BPB; the loss, tokens and bytes recorded make" in found.text
-    code = len(code_of(source.run).file)
-    exact = source.result["artifact_bytes"] + code
+    exact = source.result["artifact_bytes"] + len(CODE.file)
     verdicts = [auditing.size(with_(cap_bytes=cap)).verdict for cap in (exact, exact - 1)]
     assert verdicts == [PASS, FAIL] and auditing.size(with_(artifact_bytes=1)).verdict == FAIL
     assert f"{exact:,} packed" in auditing.size(source).text and "as source" in auditing.size(source).text
@@ -174,9 +213,9 @@ def test_a_few_documents_may_stand_in_both_texts(run: Path, monkeypatch: pytest.
 
 
 @pytest.mark.wide
-def test_marks_are_made_anew_for_another_evaluator(make: Callable[..., Path]) -> None:
+def test_marks_are_made_anew_for_another_evaluator(finished_copy: Make) -> None:
     """What the configuration breaks is known of the new one; of the audit only what it found of training goes on."""
-    run = make("loader.split=tune")
+    run = finished_copy("scale.seq=0.03125", "loader.split=tune")
     assert json.loads((run / "result.json").read_text())["legality"] == []
     assert evaluate.main([f"run={run}", "eval=plain", "eval.split=tune"]) == 0
     own = results_beside(run)["plain-eval.split_tune"]
@@ -188,8 +227,12 @@ def test_marks_are_made_anew_for_another_evaluator(make: Callable[..., Path]) ->
     assert results_beside(run)["sliding"]["legality"] == marks[1:3] and results_beside(run)["sliding"]["legal"] is False
 
 
-def test_the_audit_is_audited(run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("probes", [("normalisation", "coverage", "bytes"), every_probe])
+def test_the_audit_is_audited(
+    probes: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A row for each cheat (three of them here; tests/evals/test_probes.py has all), and code 1 where one is missed."""
+    probed_by(probes, monkeypatch)
     some = {name: KNOWN_BAD[name] for name in ("hashed_cache", "subset", "doubled_space")}
     monkeypatch.setattr(auditing, "KNOWN_BAD", some)
     assert audit.main([f"run={run}", "known_bad=true"]) == 0
@@ -241,7 +284,7 @@ def test_a_score_that_was_cut_off_goes_on(
     extra = [f"eval.evaluators.{choice}.{'documents=3' if by_document else 'chunk_tokens=128'}"]
     if choice == "phased":
         extra += [f"eval.evaluators.phased.scorer.boundaries.{name}={n}" for name, n in (("first", 2), ("second", 5))]
-    config = compose(toy_overrides(toy_folder, [*SHORT, f"eval={choice}", *extra])).eval
+    config = compose(toy_overrides(toy_folder, [SLIDING[0], f"eval={choice}", *extra])).eval
     scoring = Scoring(config, source.prepared, ALONE)
     scoring.stream = lambda: full[:900]  # type: ignore[method-assign]
     full = Scoring(config, source.prepared, ALONE).stream()

@@ -1,7 +1,7 @@
 """golf/quantize.py: other artifacts of a finished run, and what an artifact holds."""
 
 import json
-import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,18 +10,13 @@ from golf import quantize
 from golf.compose import compose
 from golf.config import fingerprint
 from golf.requantise import open_source
-from tests.helpers.runs import Job, toy_overrides
+from tests.helpers.runs import toy_overrides
 
 
-@pytest.fixture(scope="module")
-def made(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def made(finished_copy: Callable[..., Path]) -> Path:
     """The folder of a finished toy run, GPTQ and all."""
-    outputs = tmp_path_factory.mktemp("requantised") / "outputs"
-    overrides = toy_overrides(toy_folder, [f"outputs={outputs}", "quant=int6_gptq", "quant.rounding.damping=0.05"])
-    job = Job(compose(overrides))
-    (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *overrides]))
-    job.here()
-    return job.folder.path
+    return finished_copy("quant=int6_gptq", "quant.rounding.damping=0.05")
 
 
 def results_beside(made: Path) -> dict[str, dict]:

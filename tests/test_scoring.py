@@ -18,8 +18,8 @@ from golf.keeping import PASSES, EvalFiles
 from golf.models.lm import LM
 from golf.scoring import Scoring
 from golf.tokens.prepare import Prepared
+from tests.helpers.ranks import on_threads
 from tests.helpers.runs import Job, toy_overrides
-from tests.ranks import on_ranks
 
 NGRAM = ["eval=ngram", "scale.seq=0.03125", "eval.evaluators.ngram.chunk_tokens=128"]
 
@@ -135,7 +135,7 @@ def test_what_two_ranks_began_one_begins_anew(
     scoring: Scoring, model: LM, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And leaves nothing of theirs behind."""
-    on_ranks(2, tmp_path / "two", CutOnRanks(toy_folder, tmp_path))
+    on_threads(2, CutOnRanks(toy_folder, tmp_path))
     assert len(list((tmp_path / "checkpoint").iterdir())) == 2
     first, score = rounds_of(scoring, model, EvalFiles(tmp_path, "artifact", lambda line: None), monkeypatch)
     assert first == 0 and score.tokens == len(scoring.stream()) - 1

@@ -1,11 +1,14 @@
 """Each reason against a submission, from made-up runs; and none where there is none."""
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from golf.config import Run
 from golf.errors import UserError
 from golf.reports.load import load
 from golf.submission.compare import compare
@@ -39,8 +42,13 @@ def good(tmp_path: Path) -> Path:
     return folder
 
 
+@cache
+def composed_once(*overrides: str) -> Run:
+    return composed("track=tiny", *overrides)
+
+
 def entry(folder: Path, *overrides: str) -> Entry:
-    found, run = load(folder), composed("track=tiny", *overrides)
+    found, run = load(folder), replace(composed_once(*overrides))
     packed = Packed(b"x" * CODE, "brotli", 100_000, 50_000, {"brotli": CODE})
     return Entry(row=found.rows["mine"], registered=found.seeds, run=run, prepared=None, source="s" * 100_000,
                  packed=packed, ship="packed")  # type: ignore[arg-type]  # fmt: skip

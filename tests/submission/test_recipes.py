@@ -7,6 +7,7 @@ from golf.compose import compose
 from golf.config import identity
 from golf.errors import UserError
 from golf.submission.recipes import from_environment
+from tests.helpers.tiers import slow
 
 PR401 = (
     "SEED=1337 NUM_LAYERS=11 MLP_MULT=3.0 XSA_LAST_N=4 ROPE_DIMS=16 LN_SCALE=1 SWA_ENABLED=1 SWA_EVERY=50 "
@@ -26,9 +27,9 @@ PR584 = "SEED=1337 torchrun --standalone --nproc_per_node=8 ablations/baseline.p
     [
         (PR401, None, "h100x8", "pr401"),
         (PR675, "pr675_legal", "h100x1", "pr675"),
-        (PR584, None, "h100x8", "pr584_baseline"),
-        ("SW_WINDOW_SIZE=256 SW_NUM_LAYERS=5 python ablation2_sliding_window.py", None, "h100x8", "pr584_window"),
-        ("NUM_REGISTERS=4 torchrun ablation3_register_tokens.py", None, "h100x8", "pr584_registers"),
+        slow(PR584, None, "h100x8", "pr584_baseline"),
+        slow("SW_WINDOW_SIZE=256 SW_NUM_LAYERS=5 python ablation2_sliding_window.py", None, "h100x8", "pr584_window"),
+        slow("NUM_REGISTERS=4 torchrun ablation3_register_tokens.py", None, "h100x8", "pr584_registers"),
     ],
     ids=["PR 401", "PR 675", "PR 584", "window", "registers"],
 )
