@@ -14,8 +14,9 @@ from torch import Tensor
 
 from golf.checkpoint import load_meta, load_tensors, unpack
 from golf.dist import ALONE
+from tests.helpers.parts import run_of_line
 from tests.helpers.ranks import on_processes, on_threads, run_on_threads
-from tests.helpers.runs import Job
+from tests.helpers.runs import Job, toy_overrides
 from tests.helpers.tiers import slow
 from tests.helpers.toy_matrices import CLIP, CUT, TASKS, VARIANTS, WHOLE, clipped_apart, everything, steps
 
@@ -108,15 +109,25 @@ def of_a_line(job: Callable[..., Job], steps: int, ranks: int, outputs: str) -> 
     return job(*LINE, *EVERY, f"budget.max_steps={steps}", f"launch.nproc={ranks}", outputs=outputs)
 
 
+@pytest.fixture
+def job(toy_folder: Path, tmp_path: Path) -> Callable[..., Job]:
+    """job(*overrides) -> a toy job in a folder of its own, put together without Hydra."""
+
+    def make(*extra: str, outputs: str) -> Job:
+        return Job(run_of_line(*toy_overrides(toy_folder, [f"outputs={tmp_path / outputs}", *extra])))
+
+    return make
+
+
 @pytest.mark.parametrize("first, second", SWAPPED)
 def test_runs_resume_on_another_number_of_ranks(first: int, second: int, job: Callable[..., Job]) -> None:
     """Cut off behind its fifth step; the whole on one rank is what comes out: weights, moments, place in the text."""
-    whole = of_a_line(job, 7, 1, "whole")
+    whole = of_a_line(job, 6, 1, "whole")
     run_on_threads(whole, trains_only=True)
-    broken = of_a_line(job, 7, first, "broken")
+    broken = of_a_line(job, 6, first, "broken")
     run_on_threads(broken, last_step=5)
     assert load_meta(broken.folder.checkpoint)["step"] == 3
-    again = of_a_line(job, 7, second, "broken")
+    again = of_a_line(job, 6, second, "broken")
     assert "resumed at step 3" in run_on_threads(again, trains_only=True) and again.folder == broken.folder
     (ours, we), (theirs, they) = (load_tensors(one.folder.checkpoint) for one in (whole, again))
     assert all(close(unpack(ours, part), unpack(theirs, part)) for part in ("model", "optimizer"))
@@ -145,10 +156,11 @@ def test_killed_runs_resume_on_another_number_of_ranks(first: int, second: int, 
 @pytest.mark.parametrize("way", ["threads", slow("processes")])
 def test_a_run_with_an_ascent_logs_the_loss_of_its_weights(way: str, job: Callable[..., Job]) -> None:
     """The first loss is that of the same start without; two ranks are one."""
+    short = ["log.every_steps=1", "budget.max_steps=4"]
     jobs = [
-        job("optimizer=sam", "log.every_steps=1", outputs="one"),
-        job("optimizer=sam", "log.every_steps=1", "launch.nproc=2", outputs="two"),
-        job("log.every_steps=1", outputs="plain"),
+        job("optimizer=sam", *short, outputs="one"),
+        job("optimizer=sam", *short, "launch.nproc=2", outputs="two"),
+        job(*short, outputs="plain"),
     ]
     losses = []
     for one in jobs:

@@ -197,5 +197,7 @@ def run_on_threads(job: Job, *, last_step: int | None = None, trains_only: bool 
         stack.enter_context(mock.patch.object(Kept, "due", due))
         if trains_only:
             stack.enter_context(mock.patch("golf.worker.export", side_effect=Broken))
+        if trains_only or last_step is not None:  # no result will name the machine, nor is git to be asked
+            stack.enter_context(mock.patch("golf.worker.environment", dict))
         on_threads(job.run.launch.nproc, rank_of_run)
     return printed.getvalue()

@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 ENVIRONMENT = {"git_commit": "abc", "git_dirty": False, "python": "3.11.7", "torch": "2.13.0", "cpu": "x", "gpus": []}
 TOKENS, BYTES = 1000, 3000
@@ -101,6 +100,7 @@ def sketch(fill: Callable[[Axes], None], height: float) -> str:
     """Stands in for figures._svg: fills a plot and returns its words, without the dear work of laying it out."""
     axes = Figure(figsize=(5, height)).subplots()
     fill(axes)
-    ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
-    words = [text.get_text() for text in [*axes.findobj(Text), *ticks]]
+    legend, name = axes.get_legend(), axes.yaxis.get_major_formatter()
+    words = [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(name(place) for place in axes.get_yticks())]
+    words += [text.get_text() for text in [*axes.texts, *(legend.get_texts() if legend else [])]]
     return f"<svg>{html.escape(' '.join(words))}</svg>"
