@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from golf.compose import compose
 from golf.conf_files import CONF, load_part
 from golf.config import Run, fingerprint, identity
 from golf.errors import UserError
@@ -25,6 +24,7 @@ from golf.models.lm import LM
 from golf.rundir import RunDir
 from golf.schedules import Tick
 from tests.helpers.models import ids_for, moved
+from tests.helpers.quant import OTHER_LOSS_AND_CALIBRATION, copy_of
 from tests.helpers.tiers import slow, wide
 
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
@@ -189,9 +189,9 @@ def test_penalties_know_their_derivative_and_weights_their_mean(choice: str) -> 
 # ---------------------------------------------------------------- in models
 
 
-def run_of(toy: Toy, head: str, loss: str = "cross_entropy", *, mtp: bool = False, layers: int = 3) -> Run:
+def run_of(toy: Toy, head: str, loss: str = "cross_entropy", *, mtp: bool = False, layers: int = 2) -> Run:
     """A toy run with this head and this loss."""
-    run = toy()
+    run = copy_of(toy)
     auxiliary = {"mtp": load_part("model/auxiliary/mtp")} if mtp else {}
     model = replace(run.model, head=load_part(f"model/head/{head}"), auxiliary=auxiliary, layers=layers)
     return replace(run, model=model, loss=parts_of(loss))
@@ -199,7 +199,7 @@ def run_of(toy: Toy, head: str, loss: str = "cross_entropy", *, mtp: bool = Fals
 
 def test_a_run_has_the_parts_that_it_names(toy: Toy) -> None:
     found = toy(f"loss={BOTH}", "model/auxiliary=mtp")
-    made = run_of(toy, "tied", BOTH, mtp=True)
+    made = run_of(toy, "tied", BOTH, mtp=True, layers=3)
     assert (found.loss, found.model) == (made.loss, made.model)
 
 
@@ -322,7 +322,7 @@ def test_whole_logits_are_never_held(head: str, toy: Toy, saved: list[Tensor]) -
 )
 def test_compiled_it_is_the_same_and_keeps_no_logits(head: str, loss: str, toy: Toy, saved: list[Tensor]) -> None:
     torch.compiler.reset()
-    run = run_of(toy, head, loss, layers=2)
+    run = run_of(toy, head, loss)
     model, ids = model_of(run), ids_for(run, length=25)
     parameters = list(model.parameters())
     expected = torch.autograd.grad(trained(model, ids), parameters)
@@ -351,35 +351,35 @@ def test_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_loop_trains_the_loss_and_logs_plain_nats(finished: Callable[..., Path]) -> None:
     """The first logged loss is that of the same first weights; what is learned from them is another thing."""
-    steps = ["log.every_steps=1", "budget.max_steps=3"]
-    folders = [RunDir(finished(f"loss={loss}", *steps)) for loss in ("cross_entropy", BOTH)]
+    folders = [RunDir(finished(*overrides)) for overrides in ((), OTHER_LOSS_AND_CALIBRATION)]
     assert folders[0].path.name != folders[1].path.name
-    plain, other = ([json.loads(line)["loss"] for line in one.metrics.read_text().splitlines()] for one in folders)
-    assert plain[0] == pytest.approx(other[0], abs=1e-6)
-    assert plain[2] != other[2]
+    plain, other = ([json.loads(line) for line in one.metrics.read_text().splitlines()] for one in folders)
+    assert [line["step"] for line in plain] == [line["step"] for line in other] and plain[0]["step"] == 1
+    assert plain[0]["loss"] == pytest.approx(other[0]["loss"], abs=1e-6)
+    assert plain[-1]["loss"] != other[-1]["loss"]
 
 
-def test_plain_cross_entropy_is_the_absence_of_parts() -> None:
+def test_plain_cross_entropy_is_the_absence_of_parts(toy: Toy) -> None:
     """Runs made before there were losses keep their names."""
-    plain = compose()
+    plain = toy()
     assert plain.loss == {} and "loss" not in identity(plain, "")
     for same in (["loss=[]"], ["loss=cross_entropy"], ["loss=z_loss", "loss.z_loss=null"]):
-        assert fingerprint(compose(same), "") == fingerprint(plain, "")
+        assert fingerprint(toy(*same), "") == fingerprint(plain, "")
     for other in (parts_of("z_loss"), parts_of("entropy_weighted"), {"z_loss": ZLossConfig(coefficient=1.0)}):
         assert fingerprint(replace(plain, loss=other), "") != fingerprint(plain, "")
 
 
 @pytest.mark.parametrize(
-    "override, message",
+    "part, key, value, message",
     [
-        ("loss.z_loss.coefficient=0", r"^loss\.z_loss\.coefficient=0\.0 is not positive"),
-        ("loss.entropy_weighted.floor=-1", r"^loss\.entropy_weighted\.floor=-1\.0 is not positive"),
-        ("loss.entropy_weighted.ceiling=0.4", r"^loss\.entropy_weighted\.ceiling=0\.4 must lie in 0\.5 \.\. "),
+        ("z_loss", "coefficient", 0, r"^loss\.z_loss\.coefficient=0\.0 is not positive"),
+        ("entropy_weighted", "floor", -1, r"^loss\.entropy_weighted\.floor=-1\.0 is not positive"),
+        ("entropy_weighted", "ceiling", 0.4, r"^loss\.entropy_weighted\.ceiling=0\.4 must lie in 0\.5 \.\. "),
     ],
 )
-def test_wrong_losses_are_refused(override: str, message: str) -> None:
+def test_wrong_losses_are_refused(part: str, key: str, value: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        compose([f"loss={BOTH}", override])
+        load_part(f"loss/{part}", **{key: value})
 
 
 def test_no_auxiliary_loss_takes_the_place_of_the_parts(toy: Toy) -> None:

@@ -17,7 +17,7 @@ from golf.models.lm import LM
 from golf.qat import Rounded, rounding_formats
 from golf.quant.formats import FormatConfig, IntConfig, decode_one
 from golf.schedules import Tick
-from tests.helpers.quant import QUANTS, quant_of, shaken
+from tests.helpers.quant import QUANTS, copy_of, quant_of, shaken
 from tests.helpers.tiers import slow
 
 
@@ -41,7 +41,7 @@ def moved(run: Run) -> LM:
 
 def late(toy: Toy) -> Run:
     """A toy run with qat=late."""
-    return replace(toy(), qat=load_part("qat/late"))
+    return replace(copy_of(toy), qat=load_part("qat/late"))
 
 
 def batch(run: Run, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def batch(run: Run, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("bits", [5, 6, 7, 8])
 @pytest.mark.parametrize("quant", QUANTS)
 def test_training_sees_bitwise_what_the_artifact_gives_back(quant: str, bits: int, toy: Toy) -> None:
-    run = replace(toy(), quant=quant_of(quant))
+    run = replace(copy_of(toy), quant=quant_of(quant))
     whole = run.quant.formats
     if not integers(whole):
         with pytest.raises(UserError, match="this quantiser stores no integers"):
@@ -150,7 +150,7 @@ def test_compile_does_not_drop_it(size: Callable[[Toy], Run], toy: Toy) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "qat").glob("*.yaml")))
 def test_every_qat_is_off_at_first_and_on_at_the_end(name: str, toy: Toy) -> None:
-    run = replace(toy(), qat=load_part(f"qat/{name}"))
+    run = replace(copy_of(toy), qat=load_part(f"qat/{name}"))
     qat = run.qat.build(moved(run), run.quant, as_it_is)
     assert qat.forward(BEFORE) is qat.plain and qat.forward(AFTER) is qat.rounded and qat.strength == 1.0
 

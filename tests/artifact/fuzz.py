@@ -18,6 +18,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,21 +28,12 @@ if __name__ == "__main__":
 
 from golf.artifact.file import PREFIX, read_artifact, seal
 from golf.artifact.sections import checksum
+from golf.conf_files import load_part
 from golf.errors import UserError
 from golf.quant.salient import SalientConfig
 from tests.helpers.quant import quant_of, written_artifact
-from tests.helpers.runs import composed
+from tests.helpers.runs import TOY, composed
 
-SMALL = [
-    "track=tiny",
-    "data.vocab_size=96",
-    "model.dim=32",
-    "model.layers=1",
-    "model/stack=plain",
-    "model.mixer.heads=2",
-    "model.mixer.kv_heads=1",
-    "log=none",
-]
 QUANTS = {"int6": "zstd", "int6_lqer": "entropy", "ternary": "lzma", "int8": "brotli", "int6_awq": "entropy"}
 LANES = 512  # of the entropy coder: a step takes a column of a whole matrix
 MORE_BYTES = 2**30  # that reading may take beside what the process has
@@ -71,7 +63,8 @@ SCALARS: list[Any] = [
 
 def artifacts(folder: Path) -> list[bytes]:
     """Return a small sound artifact of each kind of storage."""
-    run, blobs = composed(*SMALL), []
+    run, blobs = composed(*TOY, "data.path=none.jsonl"), []
+    run.model = replace(run.model, vocab_size=96, layers=1, stack=load_part("model/stack/plain"))
     for name, codec in QUANTS.items():
         run.quant = quant_of(name, codec=codec)
         for chosen in run.quant.formats.values():
@@ -137,10 +130,18 @@ def forged_checksum(blob: bytes) -> Callable[[Any], int]:
     return lambda values: header["payload_crc32"]
 
 
-def fuzz(count: int, seed: int, folder: Path) -> Counter:
-    """Return outcomes by kind. Raises whatever a reader must not."""
+def fuzz(count: int, seed: int, folder: Path, *, limited: bool) -> Counter:
+    """Read so many changed artifacts; return outcomes by kind. Raises whatever a reader must not.
+
+    limited: limit the memory of this process once a file of each kind was read: what is imported on the way is no
+    memory of a file's.
+    """
     with patch("golf.artifact.entropy.FEWEST_LANES", LANES):
-        return read_all(count, seed, artifacts(folder), folder / "mutated.golf")
+        blobs = artifacts(folder)
+        if limited:
+            read_all(len(blobs), 1, blobs, folder / "mutated.golf")
+            limit_memory()
+        return read_all(count, seed, blobs, folder / "mutated.golf")
 
 
 def read_all(count: int, seed: int, blobs: list[bytes], path: Path) -> Counter:
@@ -175,7 +176,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        fuzz(len(QUANTS), 1, Path(place))  # what is imported on the way is no memory of a file's
-        limit_memory()
-        for (kind, outcome), times in sorted(fuzz(chosen.count, chosen.seed, Path(place)).items()):
-            print(f"{kind:8s} {outcome:8s} {times:,}")
+        outcomes = fuzz(chosen.count, chosen.seed, Path(place), limited=True)
+    for (kind, outcome), times in sorted(outcomes.items()):
+        print(f"{kind:8s} {outcome:8s} {times:,}")

@@ -1,4 +1,4 @@
-"""A few hundred changed artifacts; python tests/artifact/fuzz.py reads as many as one likes."""
+"""Changed artifacts; python tests/artifact/fuzz.py reads as many as one likes."""
 
 import subprocess
 import sys
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifact.fuzz import QUANTS, fuzz, limit_memory
+from tests.artifact.fuzz import fuzz
 from tests.helpers.forks import in_a_fork
 
-SEED = 3
+FILES, SEED = 150, 3
 
 
 def assert_all_kinds(counts: Counter, files: int) -> None:
@@ -22,13 +22,8 @@ def assert_all_kinds(counts: Counter, files: int) -> None:
 
 def test_changed_artifacts_are_read_right_or_refused(tmp_path: Path) -> None:
     """In a fork, whose memory is limited."""
-
-    def work() -> Counter:
-        fuzz(len(QUANTS), 1, tmp_path)  # what is imported on the way is no memory of a file's
-        limit_memory()
-        return fuzz(200, SEED, tmp_path)
-
-    assert_all_kinds(in_a_fork(work), 200)
+    counts = in_a_fork(lambda: fuzz(FILES, SEED, tmp_path, limited=True))
+    assert_all_kinds(counts, FILES)
 
 
 @pytest.mark.timeout(3600)

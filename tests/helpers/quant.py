@@ -1,6 +1,8 @@
 """Quantisers without Hydra, weights and formats to quantise with, and models and text to calibrate on."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,13 @@ from golf.typed import typed
 
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 CODECS = sorted(path.stem for path in (CONF / "codec").glob("*.yaml"))
+# A finished run with another loss and a calibration on training text, for tests of either.
+OTHER_LOSS_AND_CALIBRATION = (
+    "loss=[entropy_weighted,z_loss]",
+    "quant=int6_gptq",
+    "quant.calibration.tokens=512",
+    "budget.max_seconds=600",
+)
 
 
 # ---------------------------------------------------------------- quantisers of conf/
@@ -44,6 +53,16 @@ def quant_of(name: str, track: str = "tiny", **chosen: str) -> QuantConfig:
     codec = load_part(f"codec/{options.pop('codec')}")
     parts = {slot: load_part(f"quant/{slot}/{option}", scale=scale) for slot, option in options.items()}
     return typed(own | parts | {"codec": codec}, "quant", QuantConfig)
+
+
+@cache
+def _made(make: Callable[..., Run], *overrides: str) -> Run:
+    return make(*overrides)
+
+
+def copy_of(make: Callable[..., Run], *overrides: str) -> Run:
+    """Return a copy of make(*overrides), which is called once in a test process."""
+    return copy.deepcopy(_made(make, *overrides))
 
 
 def written_artifact(run: Run, folder: Path) -> tuple[Path, dict[str, Tensor]]:

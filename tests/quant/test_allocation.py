@@ -20,7 +20,7 @@ from golf.quant.calibration import gradient_power
 from golf.quant.formats import IntConfig
 from golf.quant.rounding import PLAIN
 from golf.quant.steps import SDClipConfig
-from tests.helpers.quant import QUANTS, Given, ids, quant_of, shaken, source
+from tests.helpers.quant import QUANTS, Given, copy_of, ids, quant_of, shaken, source
 from tests.helpers.tiers import slow, wide
 
 Toy = Callable[..., Run]
@@ -99,7 +99,7 @@ def test_finer_steps_never_clip_more() -> None:
 
 @pytest.mark.parametrize("quant", QUANTS)
 def test_a_quantiser_whose_steps_are_tied_fills_no_cap(quant: str, toy: Toy) -> None:
-    run = replace(toy(), quant=quant_of(quant))
+    run = replace(copy_of(toy), quant=quant_of(quant))
     check(run)
     run.quant.fit = True
     if quant in DIALLED:
@@ -111,7 +111,7 @@ def test_a_quantiser_whose_steps_are_tied_fills_no_cap(quant: str, toy: Toy) -> 
 
 @pytest.mark.parametrize("quant", ["int6_sdclip", "waterfill"])
 def test_a_small_file_fills_a_cap(quant: str, toy: Toy, tmp_path: Path) -> None:
-    assert_it_fills_caps(replace(toy(), quant=quant_of(quant, rounding="nearest", codec="zstd")), tmp_path)
+    assert_it_fills_caps(replace(copy_of(toy), quant=quant_of(quant, rounding="nearest", codec="zstd")), tmp_path)
 
 
 @pytest.mark.parametrize("quant", [slow("int6_sdclip"), *map(wide, DIALLED[1:])])

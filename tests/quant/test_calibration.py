@@ -22,7 +22,7 @@ from golf.models.lm import LM
 from golf.quant.calibration import CalibrationConfig, Inputs, RandomTextConfig, SelfTextConfig, measure
 from golf.rundir import RunDir
 from golf.tokens.prepare import Prepared
-from tests.helpers.quant import Given, ids, quant_of, shaken, source
+from tests.helpers.quant import OTHER_LOSS_AND_CALIBRATION, Given, copy_of, ids, quant_of, shaken, source
 from tests.helpers.runs import Job
 
 Toy = Callable[..., Run]
@@ -48,7 +48,7 @@ def by_hand(model: LM, ids_BT: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("choice", [None, "model/stack=recurrence", "model/head=mos", "model/mlp=swiglu"])
 def test_every_matrix_gets_the_mean_of_its_inputs_over_all_visits(choice: str | None, toy: Toy) -> None:
-    run = toy()
+    run = copy_of(toy)
     if choice is not None:
         slot, _, name = choice.removeprefix("model/").partition("=")
         run.model = replace(run.model, **{slot: load_part(f"model/{slot}/{name}")})
@@ -62,7 +62,7 @@ def test_every_matrix_gets_the_mean_of_its_inputs_over_all_visits(choice: str | 
 
 
 def test_the_tied_table_meets_the_last_hidden_state(toy: Toy) -> None:
-    model = shaken(toy())
+    model = shaken(copy_of(toy))
     x_ND = model.hidden(ids(2)).flatten(0, 1).detach()
     found = measure(Given(ids(2)), source(model))
     torch.testing.assert_close(found["embed.table_VD"], x_ND.T @ x_ND / len(x_ND), atol=1e-4, rtol=1e-4)
@@ -71,7 +71,7 @@ def test_the_tied_table_meets_the_last_hidden_state(toy: Toy) -> None:
 
 
 def test_shared_inputs_are_summed_once(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = shaken(toy())
+    model = shaken(copy_of(toy))
     summed: list[str] = []
     add = Inputs.add
     monkeypatch.setattr(Inputs, "add", lambda self, name, x: (summed.append(name), add(self, name, x))[1])
@@ -82,7 +82,7 @@ def test_shared_inputs_are_summed_once(toy: Toy, monkeypatch: pytest.MonkeyPatch
 
 
 def test_ranks_add_up(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = shaken(toy())
+    model = shaken(copy_of(toy))
     whole = measure(Given(ids(4)), source(model))
     halves: list[Inputs] = []
     for rows in ids(4).split((3, 1)):
@@ -107,7 +107,7 @@ def test_ranks_add_up(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("config", [RandomTextConfig(tokens=26), SelfTextConfig(tokens=26, temperature=0.8)])
 def test_text_without_training_text(config: CalibrationConfig, toy: Toy) -> None:
-    model = shaken(toy())
+    model = shaken(copy_of(toy))
     passes = list(config.passes(source(model, length=6)))
     assert [tuple(p.shape) for p in passes] == [(2, 6), (2, 6), (1, 6)] and not config.reads_training
     again = torch.cat(list(config.passes(source(model, length=6))))
@@ -129,13 +129,13 @@ def test_own_text_follows_the_model(toy: Toy) -> None:
 
 def calibrating(toy: Toy, text: str = "train", tokens: int = 512) -> tuple[Run, Prepared]:
     """A run whose quantiser wants a calibration on so many tokens of some text, and its prepared data."""
-    run = replace(toy(), quant=quant_of("int6_gptq", calibration=text))
+    run = replace(copy_of(toy), quant=quant_of("int6_gptq", calibration=text))
     run.quant.calibration.tokens = tokens
     return run, run.data.prepare(Path(run.data_dir), log=lambda line: None)
 
 
 def test_training_text_counts_as_training_and_the_scored_text_is_not_read(finished: Callable[..., Path]) -> None:
-    folder = RunDir(finished("quant=int6_gptq", "quant.calibration.tokens=512", "budget.max_seconds=600"))
+    folder = RunDir(finished(*OTHER_LOSS_AND_CALIBRATION))
     assert "s of the budget are kept for calibration" in folder.log.read_text()
     result = json.loads(folder.result.read_text())
     phases = result["phases"]

@@ -29,7 +29,7 @@ from golf.quant.rounding import How, NearestConfig
 from golf.quant.steps import LeastErrorConfig, MaxAbsConfig, QuantileConfig, SDClipConfig, SearchConfig, StepConfig
 from golf.roles import roles_of
 from tests.helpers.forks import in_a_fork
-from tests.helpers.quant import CODECS, QUANTS, gaussian, quant_of, row_int, there_and_back, written_artifact
+from tests.helpers.quant import CODECS, QUANTS, copy_of, gaussian, quant_of, row_int, there_and_back, written_artifact
 from tests.helpers.runs import composed
 from tests.helpers.tiers import quick
 
@@ -164,7 +164,7 @@ def test_a_stack_is_stored_as_its_members_alone() -> None:
 @pytest.fixture(scope="module")
 def sound(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a sound artifact, which a reader takes."""
-    path, _ = written_artifact(toy(), tmp_path_factory.mktemp("sound"))
+    path, _ = written_artifact(copy_of(toy), tmp_path_factory.mktemp("sound"))
     read_artifact(path)
     return path.read_bytes()
 
@@ -188,9 +188,9 @@ def assert_round_trips(run: Run, folder: Path) -> None:
 
 
 def small(toy: Toy) -> Run:
-    """A run whose vocabulary is as small as its other matrices."""
-    run = toy()
-    return replace(run, model=replace(run.model, vocab_size=96))
+    """A run of one block, whose vocabulary is as small as its other matrices."""
+    run = copy_of(toy)
+    return replace(run, model=replace(run.model, vocab_size=96, layers=1, stack=load_part("model/stack/plain")))
 
 
 @pytest.mark.parametrize("quant", QUANTS)
@@ -217,7 +217,7 @@ def test_quantisers_of_these_tests_are_those_of_runs(quant: str, track: str) -> 
 
 
 def test_same_weights_same_bytes(toy: Toy, tmp_path: Path, sound: bytes) -> None:
-    again, _ = written_artifact(toy(), tmp_path)
+    again, _ = written_artifact(copy_of(toy), tmp_path)
     assert again.read_bytes() == sound
 
 
@@ -351,7 +351,7 @@ def test_damaged_files_are_refused(path: Path) -> None:
 @pytest.mark.parametrize("quant", quick(("int6", "int8", "ternary"), QUANTS))
 def test_predicted_bytes_are_near(quant: str, tmp_path: Path) -> None:
     """Gaussian weights at laptop size: the prediction that plans print is within a tenth of the file."""
-    run = replace(composed("track=laptop", "log=none"), quant=quant_of(quant, track="laptop"))
+    run = replace(copy_of(composed, "track=laptop", "log=none"), quant=quant_of(quant, track="laptop"))
     path, _ = written_artifact(run, tmp_path)
     model = run.model.build_on_meta()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
