@@ -1,31 +1,79 @@
 """What can't come to anything is refused before a run starts, by the key that says it."""
 
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
 
 from golf.checks import check, check_machine
-from golf.config import fingerprint
+from golf.conf_files import load_part
+from golf.config import Run, fingerprint
 from golf.errors import UserError
 from tests.helpers.runs import composed
+
+
+@cache
+def tiny(*overrides: str) -> Run:
+    """A run of the track `tiny`, composed once: tests change copies."""
+    return composed("track=tiny", "log=none", *overrides)
+
+
+def part(name: str, **fields: Any) -> Any:
+    """A part of such a run, by the name of its YAML."""
+    return load_part(name, scale=asdict(tiny().scale), **fields)
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        (
+            lambda: {"schedule": part("schedule/constant"), "qat": part("qat/late")},
+            r"qat\.strength\.start\.rate_below=0\.15: the schedule ends at 1 of",
+        ),
+        (
+            lambda: {"schedule": part("schedule/constant"), "late": part("late/replay")},
+            r"late\.start\.rate_below",
+        ),
+        (lambda: {"late": part("late/distill", share=0.1)}, r"late: .* averaged weights; choose some"),
+        (
+            lambda: {
+                "late": part("late/distill", share=0.1),
+                "average": part("average/ema"),
+                "qat": part("qat/late"),
+            },
+            r"late: .* rounding of qat",
+        ),
+        (
+            lambda: {"late": part("late/replay", share=0.001)},
+            r"late\.share=0\.001 of 200 steps is none; try late\.share=0\.005",
+        ),
+        (
+            lambda: {"curriculum": {"batch": part("curriculum/batch", parts=3)}},
+            r"curriculum\.batch\.parts=3 must divide .* try parts=[24]",
+        ),
+    ],
+    ids=["qat", "replay", "distill", "distill and qat", "no step", "parts"],
+)
+def test_what_never_comes_is_refused(parts: Callable[[], dict[str, Any]], message: str) -> None:
+    run = replace(tiny(), **parts())
+    with pytest.raises(UserError, match=message):
+        check(run)
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["schedule=constant", "qat=late"], r"qat\.strength\.start\.rate_below=0\.15: the schedule ends at 1 of"),
         (["schedule.floor=0.3", "average=swa_tight"], r"average\.start\.rate_below=0\.2: the schedule ends at 0\.3"),
-        (["schedule=constant", "late=replay"], r"late\.start\.rate_below"),
-        (["late=distill", "late.share=0.1"], r"late: .* averaged weights; choose some"),
-        (["late=distill", "late.share=0.1", "average=ema", "qat=late"], r"late: .* rounding of qat"),
-        (["late=replay", "late.share=0.001"], r"late\.share=0\.001 of 200 steps is none; try late\.share=0\.005"),
-        (["curriculum=batch", "curriculum.batch.parts=3"], r"curriculum\.batch\.parts=3 must divide .* try parts=[24]"),
         (["model=mla_64", "quant=ternary"], r"\(48, 16\) can't be cut into groups of 32 columns"),
         (["qat=late", "quant=int8", "quant.formats.int8.half_below=100000000"], "stores no integers"),
     ],
 )
-def test_what_never_comes_is_refused(overrides: list[str], message: str) -> None:
+def test_what_never_comes_is_refused_of_files_that_are_made_of_others(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(composed("track=tiny", "log=none", *overrides))
+        check(tiny(*overrides))
 
 
 def test_a_plan_needs_no_such_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,5 +99,6 @@ def test_the_examples_of_the_readme_are_runs(track: str, overrides: list[str]) -
 def test_where_the_cut_of_a_batch_is_mathematics_it_is_part_of_the_run() -> None:
     """One rank's finished run must not pass for that of four where the two are not the same."""
     for choice, cut in (("optimizer=muon", False), ("optimizer=muon_polar", True), ("loss=entropy_weighted", True)):
-        one, four = (fingerprint(composed("track=tiny", choice, f"launch.nproc={n}"), "d") for n in (1, 4))
+        run = tiny(choice)
+        one, four = (fingerprint(replace(run, launch=replace(run.launch, nproc=n)), "d") for n in (1, 4))
         assert (one != four) == cut, choice
