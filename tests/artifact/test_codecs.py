@@ -167,6 +167,13 @@ def test_noise_costs_its_entropy_and_the_states_of_the_lanes() -> None:
     assert least <= found + 1e-3 and found - states < 1.002 * least
 
 
+def test_lanes_are_as_many_as_symbols_pay_for() -> None:
+    """A lane for 2**14 symbols, within bounds: its state costs five bytes."""
+    rows = (1, 2**18, 2**19, 100 * 2**14, 2**27)
+    assert [lanes_for([groups.Group([0], True, count, 1, 1)]) for count in rows] == [16, 16, 32, 100, 2048]
+    assert lanes_for([groups.Group([0], False, 2**14, 10, 4), groups.Group([1], True, 2**14, 2, 1)]) == 42
+
+
 @pytest.mark.parametrize("k,limit", [slow(12.85, 31), wide(20, 127), wide(11.5, 31), wide(14, 31), wide(14, 63)])
 def test_noise_costs_its_entropy(k: float, limit: int) -> None:
     values = gaussian_codes(8, k, limit)
