@@ -32,4 +32,3 @@ def classes_of(choice: str) -> tuple[str, ...]:
 
 # Of those that differ in numbers and switches alone.
 FIRST = {classes_of(choice): choice for choice in reversed(CHOICES)}
-FEW = ("model/stack=unet", "model=mla_128", "model=pause_delay")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.config import Run
+from golf.losses import NLL
 from golf.models.kernels import sdpa
 from golf.models.lm import LM
 from golf.models.slots import Context, Places
@@ -30,16 +31,19 @@ def ids_for(run: Run, rows: int = 2, length: int = 24) -> Tensor:
     return torch.randint(run.model.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def moved(run: Run, steps: int = 2, dead: list[list[str]] | None = None) -> LM:
+def moved(run: Run, steps: int = 2, dead: list[list[str]] | None = None, losses: list[float] | None = None) -> LM:
     """A model after a few steps, so that matrices that begin at zero do something. dead: gets the names of what had no
-    gradient, at each step."""
+    gradient, at each step; losses: gets what it is scored by, before each step."""
     model = built(run)
     optimizer = run.optimizer.build(model, torch.float32)
     ids = ids_for(run, rows=4)
     for step in range(steps):
         optimizer.zero_grad()
-        torch.stack(list(model(ids[:, :-1], ids[:, 1:]).values())).sum().backward()
+        parts = model(ids[:, :-1], ids[:, 1:])
+        torch.stack(list(parts.values())).sum().backward()
         if dead is not None:
             dead.append([n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0])
+        if losses is not None:
+            losses.append(parts[NLL].item())
         optimizer.step(1.0, Tick(step, 0.5, 10))
     return model

@@ -122,6 +122,37 @@ def test_flex_is_refused_where_it_cannot_train() -> None:
         choose_backend("flex", torch.device("cpu"))
 
 
+def test_attention_backend_is_never_silently_another() -> None:
+    cpu = torch.device("cpu")
+    assert choose_backend("auto", cpu).attend is tiles.tiled
+    with pytest.raises(ValueError, match=r"compute\.attention=flash3: not usable"):
+        choose_backend("flash3", cpu)
+
+
+def test_flash_kernels_are_found_by_their_function_and_get_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake Hopper with a package that rejects fp32, as the real ones do, and one that only shares a name."""
+
+    def flash(
+        q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int] = (-1, -1)
+    ) -> tuple[Tensor, None]:
+        assert causal and q.dtype == k.dtype == v.dtype == torch.bfloat16
+        return sdpa(q, k, v, window_size[0] if window_size[0] >= 0 else None), None
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda")
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    assert choose_backend("auto", gpu).name == "sdpa", "a module without the function is another package"
+    interface = types.ModuleType("flash_attn_interface")
+    interface.flash_attn_func = flash
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", interface)
+    chosen = choose_backend("auto", gpu)
+    assert chosen.name == "flash3" and "(9, 0)" in chosen.reason
+    q, k, v = (torch.randn(1, 5, heads, 8) for heads in (4, 2, 2))
+    assert chosen.attend(q, k, v).dtype == torch.float32
+    assert torch.allclose(chosen.attend(q, k, v), sdpa(q, k, v), atol=0.05)
+
+
 def test_compiled_models_hand_flash_kernels_bf16(toy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake Hopper kernel that rejects fp32, inside a compiled forward and backward of an fp32 model."""
     seen: list[tuple[torch.dtype, tuple[int, int]]] = []
@@ -168,6 +199,15 @@ def test_ntk_base_grows_beyond_the_reference_length_only() -> None:
     torch.testing.assert_close(angle(1024), 10000.0**-pairs)
     torch.testing.assert_close(angle(1024, extra=4), 10000.0**-pairs, msg="registers do not stretch the base")
     torch.testing.assert_close(angle(2048), (10000 * 2 ** (16 / 14)) ** -pairs)
+
+
+def test_rotation_depends_on_distance_only() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 8)
+    tables = rotary_tables(12, 8, 100.0, q.dtype, q.device)
+    turned_q, turned_k = (rotate(t.expand(1, 12, 1, 8), tables)[0, :, 0] for t in (q, k))
+    scores = turned_q @ turned_k.T
+    assert torch.allclose(scores[3, 1], scores[9, 7], atol=1e-5) and torch.allclose(scores.diag(), (q * k).sum())
 
 
 def test_partial_rotation_leaves_the_rest() -> None:

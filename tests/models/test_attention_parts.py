@@ -12,10 +12,11 @@ from golf.config import Run
 from golf.errors import UserError
 from golf.models.kernels import sdpa
 from golf.models.norms import norm
+from golf.models.slots import Context, Frame, Heads, OutputPartConfig, ValuePartConfig
 from golf.models.value_norm import NormGate
 from golf.models.value_residual import FIRST, GateResidual, HalfResidual, PairResidual
 from golf.models.xsa import XSA
-from tests.helpers.models import built, context_of, ids_for, qkv
+from tests.helpers.models import built, context_of, ids_for, moved, qkv
 
 
 def part_of(toy: Callable[..., Run], group: str, name: str, layer: int = 1) -> nn.Module:
@@ -126,3 +127,42 @@ def test_value_embeddings_of_other_settings_have_tables_of_their_own(toy: Callab
     model = built(run)
     assert list(model.shared) == ["value_embedding", "value_embedding_1"]
     assert model.shared["value_embedding_1"].table_VE.std() > 10 * model.shared["value_embedding"].table_VE.std()
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class DoubleValueConfig(ValuePartConfig):
+    def build(self, frame: Frame, shape: Heads) -> nn.Module | None:
+        return Double() if frame.layer == frame.layers - 1 else None
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class HalveOutputConfig(OutputPartConfig):
+    def build(self, frame: Frame, shape: Heads) -> nn.Module | None:
+        return Halve() if frame.layer == frame.layers - 1 else None
+
+
+class Double(nn.Module):
+    def forward(self, v_BTKC: Tensor, h_BTD: Tensor, context: Context) -> Tensor:
+        return 2 * v_BTKC
+
+
+class Halve(nn.Module):
+    def forward(self, y_BTHC: Tensor, v_BTKC: Tensor, h_BTD: Tensor) -> Tensor:
+        return y_BTHC / 2
+
+
+def test_value_and_output_parts_by_name_and_layer(toy: Callable[..., Run]) -> None:
+    run = toy()
+    plain, ids = moved(run), ids_for(run)
+    run.model.mixer.value, run.model.mixer.output = {"twice": DoubleValueConfig()}, {"halve": HalveOutputConfig()}
+    both = built(run)
+    both.load_state_dict(plain.state_dict())
+    assert torch.allclose(plain.log_probs(ids), both.log_probs(ids), atol=1e-5), "doubled values, halved outputs"
+    run.model.mixer.output = {}
+    doubled = built(run)
+    doubled.load_state_dict(plain.state_dict())
+    assert not torch.allclose(plain.log_probs(ids), doubled.log_probs(ids), atol=1e-3)
+    assert [len(block.mixer.value_parts) for block in both.stack.blocks] == [0, 0, 1]
+    run.model.mixer.value = {"double": DoubleValueConfig()}
+    with pytest.raises(ValueError, match=r"model\.mixer\.value\.double: .*try double_part"):
+        built(run)

@@ -1,4 +1,4 @@
-"""The whole 1.1233 stack, written again in plain tensor algebra."""
+"""The naive baseline and the whole 1.1233 stack, written again in plain tensor algebra."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,50 @@ from torch.nn import functional as F
 from golf.config import Run
 from golf.models.norms import norm
 from tests.helpers.models import ids_for, moved
+from tests.helpers.parts import full_size
+
+
+def test_naive_baseline_has_the_published_size() -> None:
+    full = full_size("model=baseline")
+    assert sum(p.numel() for p in full.model.build_on_meta().parameters()) == 17_059_912
+
+
+def test_baseline_against_its_definition(toy: Callable[..., Run]) -> None:
+    """The whole forward pass, written again from the published formulas with plain tensor algebra."""
+    run = toy("model.layers=5")
+    model, ids = moved(run), ids_for(run, rows=1, length=9)
+    p = {name: value.detach() for name, value in model.named_parameters()}
+    x = x0 = norm(p["embed.table_VD"][ids[0]])
+    T, heads, kv = 9, run.model.mixer.heads, run.model.mixer.kv_heads
+    C = run.model.dim // heads
+    mask = torch.full((T, T), float("-inf")).triu(1)
+    outputs = []
+    for i in range(run.model.layers):
+        b = f"stack.blocks.{i}."
+        if i >= run.model.layers // 2 and outputs:
+            x = x + p["stack.skip_scale_JD"][i - run.model.layers // 2] * outputs.pop()
+        x = p[b + "residual.mix_D"] * x + p[b + "residual.mix0_D"] * x0
+        h = norm(x)
+        q = norm((h @ p[b + "mixer.query.weight"].T).view(T, heads, C))
+        k = norm((h @ p[b + "mixer.key.weight"].T).view(T, kv, C))
+        v = (h @ p[b + "mixer.values.weight"].T).view(T, kv, C)
+        angle = torch.arange(T)[:, None] * 10000.0 ** -(torch.arange(C // 2) * 2 / C)
+        turn = torch.polar(torch.ones_like(angle), -angle)[:, None]
+        pairs = [torch.complex(t[..., : C // 2], t[..., C // 2 :]) * turn for t in (q, k)]
+        q, k = (torch.cat((z.real, z.imag), -1) for z in pairs)
+        q = q * p[b + "mixer.gain_H"][:, None]
+        y = torch.empty(T, heads, C)
+        for head in range(heads):
+            shared = head // (heads // kv)
+            y[:, head] = ((q[:, head] @ k[:, shared].T) / math.sqrt(C) + mask).softmax(-1) @ v[:, shared]
+        x = x + p[b + "residual.mixer_scale_D"] * (y.reshape(T, -1) @ p[b + "mixer.out.weight"].T)
+        hidden = (norm(x) @ p[b + "mlp.up.weight"].T).clamp_min(0) ** 2
+        x = x + p[b + "residual.mlp_scale_D"] * (hidden @ p[b + "mlp.down.weight"].T)
+        if i < run.model.layers // 2:
+            outputs.append(x)
+    logits = 30 * torch.tanh(norm(x) @ p["embed.table_VD"].T / 30)
+    with torch.no_grad():
+        assert torch.allclose(model.log_probs(ids)[0], logits.log_softmax(-1), atol=1e-4)
 
 
 def test_pr584_control_against_its_definition(toy: Callable[..., Run]) -> None:

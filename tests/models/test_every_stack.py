@@ -1,0 +1,14 @@
+"""Every stack: what holds for every model."""
+
+import pytest
+
+from tests.helpers.every_model import Checks, Tried, choices_for, tried
+
+
+@pytest.fixture(scope="module", params=choices_for("stack"))
+def case(request: pytest.FixtureRequest) -> Tried:
+    return tried(request.param)
+
+
+class TestEveryStack(Checks):
+    pass
