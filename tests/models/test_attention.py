@@ -19,6 +19,7 @@ from golf.models.rope import RopeConfig, rotary_tables, rotate
 from golf.models.slots import Attend, Frame
 from tests.helpers.models import built, context_of, ids_for, moved, qkv
 from tests.helpers.parts import run_of_line
+from tests.helpers.tiers import slow
 
 
 @pytest.mark.parametrize(
@@ -153,8 +154,11 @@ def test_flash_kernels_are_found_by_their_function_and_get_bf16(monkeypatch: pyt
     assert torch.allclose(chosen.attend(q, k, v), sdpa(q, k, v), atol=0.05)
 
 
-def test_compiled_models_hand_flash_kernels_bf16(toy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake Hopper kernel that rejects fp32, inside a compiled forward and backward of an fp32 model."""
+@pytest.mark.parametrize("compiled", [False, slow(True)], ids=["eager", "compiled"])
+def test_models_hand_flash_kernels_bf16(
+    compiled: bool, toy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake Hopper kernel that rejects fp32, inside a forward and backward of an fp32 model, as compiled too."""
     seen: list[tuple[torch.dtype, tuple[int, int]]] = []
 
     def flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int] = (-1, -1)) -> Tensor:
@@ -170,8 +174,10 @@ def test_compiled_models_hand_flash_kernels_bf16(toy: Callable[..., Run], monkey
     run = toy("model/window=early", "model.mixer.window.layers=first:1", "model.mixer.window.size=4")
     model, ids = built(run), ids_for(run)
     model.attend = choose_backend("auto", torch.device("cuda"), run.model.mixer.kernel_channels(run.model.dim)).attend
-    torch.compiler.reset()
-    loss = torch.compile(model, backend="aot_eager")(ids[:, :-1], ids[:, 1:])["nll"]
+    if compiled:
+        torch.compiler.reset()
+    forward = torch.compile(model, backend="aot_eager") if compiled else model
+    loss = forward(ids[:, :-1], ids[:, 1:])["nll"]
     loss.backward()
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert {size for _, size in seen} == {(4, 0), (-1, -1)}

@@ -1,8 +1,11 @@
 """Orders of visits, loops, skips, shared matrices."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,9 @@ from golf.models.slots import Context
 from golf.schedules import Tick
 from tests.helpers.models import built, context_of, ids_for, moved
 from tests.helpers.parts import full_size, run_of_line
+from tests.helpers.runs import composed, toy_overrides
+
+PROGRESSIVE = ("model/stack=recurrence_progressive", "model.layers=4", "batch.max_microbatch_sequences=2")
 
 
 def order(toy: Callable[..., Run], *overrides: str, stage: int = -1) -> list[int]:
@@ -219,11 +225,35 @@ def test_a_loop_may_not_cross_into_the_lanes() -> None:
         run_of_line(*crossing, "model.stack.loop.span='7,8 of 11'").model.build_on_meta()
 
 
-def test_compiled_stages_are_the_ones_that_train(toy: Callable[..., Run]) -> None:
-    """After the warm-up no step compiles again, whatever layout the loader's batch has."""
-    from torch._dynamo.testing import CompileCounter  # takes as long as torch, and the rest of the tests do without
+def test_the_warm_up_shows_a_compiler_all_that_training_calls(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes, layouts, whether tokens and targets are one tensor, and stages; no gradient is left."""
+    dynamo = SimpleNamespace(config=SimpleNamespace(recompile_limit=2))
+    monkeypatch.setitem(torch.__dict__, "_dynamo", dynamo)  # takes longer to import than all else here
+    run = composed(*toy_overrides(toy_folder, [*PROGRESSIVE]))
+    model, calls = built(run), Counter[tuple[object, ...]]()
 
-    run = toy("model/stack=recurrence_progressive", "model.layers=4", "batch.max_microbatch_sequences=2")
+    def forward(x_BT: Tensor, y_BT: Tensor, stage: int) -> dict[str, Tensor]:
+        calls[x_BT.shape, x_BT.stride(), y_BT.stride(), x_BT.data_ptr() == y_BT.data_ptr(), stage] += 1
+        return model(x_BT, y_BT, stage)
+
+    warm_up([forward], run.optimizer.build(model, torch.float32), run.batches(1), run, torch.device("cpu"), stages=3)
+    assert list(calls.values()) == [2, 2, 2] and dynamo.config.recompile_limit == 3, "the second call has gradients"
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    shown, ids = set(calls), torch.randint(run.model.vocab_size, (4, run.batch.sequence_length + 1))
+    calls.clear()
+    for stage in (0, 1, 2):
+        accumulate(forward, ids[:, :-1], ids[:, 1:], 2, stage)
+    assert set(calls) == shown
+
+
+@pytest.mark.slow  # torch's compiler takes as long to import as torch
+def test_compiled_stages_are_the_ones_that_train(toy_folder: Path) -> None:
+    """After the warm-up no step compiles again, whatever layout the loader's batch has."""
+    from torch._dynamo.testing import CompileCounter
+
+    run = composed(*toy_overrides(toy_folder, [*PROGRESSIVE]))
     model, count = built(run), CompileCounter()
     torch.compiler.reset()
     forward = torch.compile(model, dynamic=False, backend=count)
