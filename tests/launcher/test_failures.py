@@ -1,16 +1,18 @@
 """The failure matrix: whatever one cell does is one failed row; the others stand, and only it runs again.
 
-Cells are fake workers on a fake clock; three tests have them as processes, and in the tier `slow` all do.
+Cells are fake workers on a fake clock; a few tests have them as processes, and in the tier `slow` all do.
 """
 
 import dataclasses
 import errno
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,20 @@ def test_a_signal_stops_everything_and_leaves_nothing(
     assert [outcome.val_bpb for outcome in go("slow", "slow2", "ok-c")] == [2.001, 2.002, 2.003]
 
 
+@pytest.mark.parametrize("world", ["processes"], indirect=True)
+def test_runs_save_and_stop_when_their_launcher_is_killed(go: Sweep, table: Path, world: World) -> None:
+    def launch() -> None:
+        world.when(lambda: any(table.rglob("ready")), partial(os.kill, os.getpid(), signal.SIGKILL))
+        go("patient")
+
+    child = multiprocessing.get_context("fork").Process(target=launch)
+    child.start()
+    child.join()
+    wait_until(lambda: not world.left(table), 30)
+    (status,) = (json.loads(path.read_text()) for path in table.rglob("status.json"))
+    assert child.exitcode == -signal.SIGKILL and status["state"] == "stopped"
+
+
 def test_a_second_signal_kills_what_will_not_stop(go: Sweep, outputs: Path, table: Path, world: World) -> None:
     world.interrupt(lambda: starts(table), signal.SIGTERM, signal.SIGTERM)
     begun = world.now()
@@ -223,10 +239,13 @@ def test_a_folder_that_a_dying_run_still_holds_is_waited_for(go: Sweep, table: P
         assert go("exit3")[0].val_bpb == 2.001
 
 
-def test_what_was_done_before_counts_also_when_a_sweep_stops_early(go: Sweep) -> None:
+def test_what_was_done_before_counts_also_when_a_sweep_stops_early(go: Sweep, capsys: pytest.CaptureFixture) -> None:
     go("ok-a", "exit3", "ok-c", slots=1)
     again = go("ok-a", "exit3", "ok-c", "ok-d", on_failure="stop", slots=1)
     assert [outcome.val_bpb for outcome in again] == [2.001, None, 2.003, None]
+    assert "\n2 done before (skipped), 1 failed, 1 not finished\n" in capsys.readouterr().out
+    go("ok-a")
+    assert "all 1 runs were done before; nothing was started" in capsys.readouterr().out
 
 
 def test_a_terminal_that_is_gone_costs_no_run(go: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

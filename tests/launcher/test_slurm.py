@@ -3,6 +3,7 @@
 Its jobs live on a fake clock; two tests have them as processes, and in the tier `slow` all do.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -138,6 +139,7 @@ def test_scripts_are_shell_also_for_folders_with_blanks(toy: Callable[..., Run],
         text = script.job(run.launch, run, folder)
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
         assert "\nmodule load cuda\n" in text and f"'{folder.path}'" in text and "OMP_NUM_THREADS=4" in text
+        assert ("export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=" in text) == bool(more), "ranks have all of the grace"
     assert "srun --nodes=2 --ntasks-per-node=1 --cpus-per-task=8" in text and "--nproc-per-node=2 --nnodes=2" in text
 
 
@@ -208,10 +210,14 @@ def test_a_job_asks_to_be_queued_again_only_where_slurm_takes_its_place_away(
     for number, case in enumerate(JOBS):
         place = tmp_path / str(number)
         job = start_job(dataclasses.replace(toy_slurm, label=case.label), place, case.state)
-        if case.tell:
-            wait_until(lambda place=place: ready(place))
-            job.send_signal(case.tell)
-        assert job.wait() == case.code, case
+        try:
+            if case.tell:
+                wait_until(lambda place=place: ready(place), 60)
+                job.send_signal(case.tell)
+            assert job.wait(60) == case.code, case
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
         asked = (place / "asked.txt").read_text() if (place / "asked.txt").exists() else ""
         assert asked == ("requeue 7_3\n" if case.again else ""), case
 
@@ -228,7 +234,7 @@ def start_job(run: Run, place: Path, state: str) -> subprocess.Popen:
     (place / script.JOB).write_text(script.job(run.launch, run, folder))
     variables = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NODELIST": "n"}
     environment = os.environ | variables | {"PATH": f"{place}:{os.environ['PATH']}"}
-    return subprocess.Popen(["bash", str(place / script.JOB)], env=environment)
+    return subprocess.Popen(["bash", str(place / script.JOB)], env=environment, start_new_session=True)
 
 
 # ---------------------------------------------------------------- sweeps
