@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from golf.conf_files import CONF
+from golf.conf_files import CONF, parse
 from golf.config import fingerprint, identity
 from tests.helpers.models import moved
+from tests.helpers.parts import node_of, run_of_line
 from tests.helpers.runs import composed
-from tests.helpers.tiers import wide
+from tests.helpers.tiers import slow, wide
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 FULL = "h100x8"  # the track that the other tests here look at
@@ -45,7 +46,50 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.wide  # on the tiny track each is trained, below
+def groups_of(experiment: str) -> dict[str, Any]:
+    """Return the options that an experiment and those that it builds on choose, by group."""
+    found: dict[str, Any] = {}
+    for entry in parse((CONF / f"experiment/{experiment}.yaml").read_text()).get("defaults", []):
+        if isinstance(entry, dict):
+            found |= {key.removeprefix("override /"): option for key, option in entry.items()}
+        elif entry != "_self_":
+            found |= groups_of(entry)
+    return found
+
+
+def wholes() -> list[str]:
+    """Return experiments that together have all options of models and optimizers that are chosen together with others.
+
+    What stands alone on the baseline is tried with it in tests/models/test_every_*.py.
+    """
+    shows = {name: groups for name in EXPERIMENTS if len(groups := groups_of(name)) >= MANY}
+    parts = {
+        name: {f"{group}={option}" for group, option in groups.items() if group.startswith(("model/", "optimizer"))}
+        for name, groups in shows.items()
+    }
+    chosen, unseen = [], set[str]().union(*parts.values())
+    while unseen:
+        chosen.append(max(parts, key=lambda name: len(parts[name] & unseen)))
+        unseen -= parts[chosen[-1]]
+    return chosen
+
+
+MANY = 8  # groups that a whole published configuration chooses
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_each_parameter_has_its_place(experiment: str) -> None:
+    """On the tiny track; and it can be scored by another evaluator than its own, as scoring a run of it anew does."""
+    run = run_of_line("track=tiny", f"experiment={experiment}")
+    model = run.model.build_on_meta()
+    assert run.track == "tiny" and set(run.optimizer.assign(model)) == {name for name, _ in model.named_parameters()}
+    roles = model.stored_roles()
+    assert set(run.quant.assign(roles)) == set(roles)
+    other = node_of(["track=tiny", f"experiment={experiment}", "eval=ttt_lora"])[0]["eval"]
+    assert set(other["evaluators"]) == {"plain", "documents", "ttt_lora"} and other["main"] == "ttt_lora"
+
+
+@pytest.mark.wide
 @pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_compose_on_every_track(track: str, experiment: str) -> None:
@@ -57,7 +101,7 @@ def test_experiments_compose_on_every_track(track: str, experiment: str) -> None
 @pytest.mark.wide
 @pytest.mark.parametrize("experiment, expected", PUBLISHED.items())
 def test_full_size_models_have_the_published_parameters(experiment: str, expected: int) -> None:
-    model = composed(f"track={FULL}", f"experiment={experiment}").model.build_on_meta()
+    model = run_of_line(f"track={FULL}", f"experiment={experiment}").model.build_on_meta()
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
@@ -112,7 +156,7 @@ CHANGES = {
 @pytest.mark.parametrize("experiment, base_and_key", CHANGES.items())
 def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tuple[str, str]) -> None:
     base, key = base_and_key
-    one, other = (identity(composed(f"track={FULL}", f"experiment={name}"), "") for name in (base, experiment))
+    one, other = (identity(run_of_line(f"track={FULL}", f"experiment={name}"), "") for name in (base, experiment))
     changed = list(differing(one, other))
     assert changed, "nothing"
     follows = {"cut"}  # how a batch is cut, which is named where it matters
@@ -130,7 +174,7 @@ def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, exp
     counts = []
     for part in ("relu2", mlp):
         parts = [f"model/mlp={part}", f"model.mlp.expand={expand}"]
-        run = composed(f"track={track}", "experiment=pr584_baseline", *parts)
+        run = run_of_line(f"track={track}", "experiment=pr584_baseline", *parts)
         counts.append(sum(p.numel() for p in run.model.build_on_meta().parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.01)
 
@@ -139,17 +183,18 @@ def test_gated_mlps_have_the_parameters_of_the_ungated(mlp: str, track: str, exp
 def test_no_two_experiments_are_one_run() -> None:
     runs: dict[str, set[str]] = {}
     for experiment in EXPERIMENTS:
-        run = composed(f"track={FULL}", f"experiment={experiment}")
+        run = run_of_line(f"track={FULL}", f"experiment={experiment}")
         runs.setdefault(fingerprint(run, ""), set()).add(experiment)
     assert not [names for names in runs.values() if len(names) > 1]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+WHOLES = wholes()
+
+
+@pytest.mark.parametrize("experiment", [name if name in WHOLES else slow(name) for name in EXPERIMENTS])
 def test_every_experiment_trains_all_that_it_holds(experiment: str) -> None:
-    """On the tiny track, after two steps, every parameter has a gradient and the loss is a number; and it can be scored
-    by another evaluator than its own, as scoring a run of it anew does."""
-    run = composed("track=tiny", f"experiment={experiment}", "eval=ttt_lora")
-    assert set(run.eval.evaluators) == {"plain", "documents", "ttt_lora"} and run.eval.main == "ttt_lora"
+    """On the tiny track, after two steps, every parameter has a gradient and the loss is a number."""
+    run = run_of_line("track=tiny", f"experiment={experiment}")
     model = moved(run)
     ids = torch.randint(run.model.vocab_size, (2, 132), generator=torch.Generator().manual_seed(2))  # some chunks
     model.zero_grad()

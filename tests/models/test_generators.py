@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from golf.models.norms import norm
 from golf.models.seeded import Drawn, Seeded, SeededDense
 from golf.roles import roles_of
 from tests.helpers.models import built, ids_for, moved
-from tests.helpers.parts import full_size, run_of_line
+from tests.helpers.parts import full_size, run_of_line, toy_of
 
 RECOMMENDED = ["siren", "hypernetwork", "seeded", "nca"]
 FORMS = [*RECOMMENDED, "siren_pr", "hypernetwork_pr", "seeded_dense", "nca_pr"]
@@ -36,11 +37,23 @@ def shell(form: str, *more: str) -> LM:
     return full_size(f"model/linear={form}", *more).model.build_on_meta()
 
 
-def at_full_width(form: str) -> LM:
-    """A model of two layers at its full width."""
+@cache
+def wide_model(form: str) -> LM:
+    """A model of two layers at half of the full width, fresh. Only to be read."""
     torch.manual_seed(0)
     fewer = ["model.linear.steps=1"] * (form == "nca")  # the rule begins at zero
-    return full_size(f"model/linear={form}", "model.layers=2", *fewer).model.build()
+    return full_size(f"model/linear={form}", "scale.width=0.5", "model.layers=2", *fewer).model.build()
+
+
+def small(form: str) -> Run:
+    fewer = ["model.linear.steps=2"] * form.startswith("nca")
+    return toy_of(f"model/linear={form}", "model.layers=2", "data.vocab_size=64", *fewer)
+
+
+@cache
+def trained(form: str) -> LM:
+    """A small model after two steps. Only to be read."""
+    return moved(small(form))
 
 
 def made(model: nn.Module) -> dict[str, Generated]:
@@ -106,7 +119,7 @@ def test_sizes_at_full_size(form: str) -> None:
 
 @pytest.mark.parametrize("form", RECOMMENDED)
 def test_matrices_begin_as_a_dense_model_wants_them(form: str) -> None:
-    model = at_full_width(form)
+    model = wide_model(form)
     for name, module in made(model).items():
         to_stream = name.endswith(("out", "down"))
         with torch.no_grad():
@@ -122,16 +135,16 @@ def test_matrices_begin_as_a_dense_model_wants_them(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_layers_and_kinds_differ(toy: Toy, form: str) -> None:
-    all_of = list(weights_of(moved(toy(f"model/linear={form}"))).values())
+def test_layers_and_kinds_differ(form: str) -> None:
+    all_of = list(weights_of(trained(form)).values())
     for number, w_OI in enumerate(all_of):
         assert w_OI.dtype == torch.float32 and w_OI.abs().max() > 0
         assert not any(torch.equal(w_OI, other) for other in all_of[:number])
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_seed_decides_and_copies_are_apart(toy: Toy, form: str) -> None:
-    run = toy(f"model/linear={form}")
+def test_a_seed_decides_and_copies_are_apart(form: str) -> None:
+    run = small(form)
     first, second = built(run), built(run)
     twin = copy.deepcopy(first)
     before = weights_of(first)
@@ -146,9 +159,8 @@ def test_a_seed_decides_and_copies_are_apart(toy: Toy, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_expanded_is_stored(toy: Toy, form: str, tmp_path: Path) -> None:
-    run = toy(f"model/linear={form}")
-    model = moved(run)
+def test_nothing_expanded_is_stored(form: str, tmp_path: Path) -> None:
+    run, model = small(form), trained(form)
     roles = roles_of(run.model.build_on_meta())
     assert set(model.state_dict()) == set(roles) == set(dict(model.named_parameters()))
     matrices = {tuple(w_OI.shape) for w_OI in weights_of(model).values()}
@@ -165,9 +177,9 @@ def test_nothing_expanded_is_stored(toy: Toy, form: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_kept_weights_are_renewed(toy: Toy, form: str) -> None:
+def test_kept_weights_are_renewed(form: str) -> None:
     """Scoring keeps a matrix until something that it is made of changes, or is another tensor."""
-    model, ids = moved(toy(f"model/linear={form}")), ids_for(toy())
+    model, ids = copy.deepcopy(trained(form)), ids_for(small(form))
     module = next(iter(made(model).values()))
     with torch.no_grad():
         first = model.log_probs(ids)
@@ -183,10 +195,9 @@ def test_kept_weights_are_renewed(toy: Toy, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradients_are_those_of_the_tensors_in_use(toy: Toy, form: str) -> None:
+def test_gradients_are_those_of_the_tensors_in_use(form: str) -> None:
     """QAT calls the model with other tensors; a checkpoint that looked them up again would find the wrong ones."""
-    run = toy(f"model/linear={form}")
-    model, ids = moved(run), ids_for(run)
+    model, ids = copy.deepcopy(trained(form)), ids_for(small(form))
     others = {n: (p + 0.1 * torch.randn_like(p)).detach().requires_grad_() for n, p in model.named_parameters()}
     called = functional_call(model, others, (ids[:, :-1], ids[:, 1:]))["nll"]
     seen = torch.autograd.grad(called, list(others.values()))
@@ -247,7 +258,7 @@ def test_siren_pr_against_its_formula(toy: Toy) -> None:
 
 
 def test_siren_has_rank_and_the_pr_form_has_none() -> None:
-    ours = at_full_width("siren")
+    ours = wide_model("siren")
     for w_OI in weights_of(ours).values():
         assert participation(w_OI) >= 16
         assert len(torch.unique(w_OI, dim=0)) == len(w_OI), "no two rows are identical"
@@ -281,7 +292,7 @@ def test_hypernetwork_against_its_formula(toy: Toy) -> None:
 
 
 def test_hypernetwork_is_not_of_rank_one() -> None:
-    for w_OI in weights_of(at_full_width("hypernetwork")).values():
+    for w_OI in weights_of(wide_model("hypernetwork")).values():
         assert participation(w_OI) > 5
 
 
