@@ -132,7 +132,7 @@ class ProcessWorld(World):
     def settle(self, folder: Path) -> None:
         for thread in self.threads:
             thread.join()
-        wait_until(lambda: not processes_in(folder))
+        wait_until(lambda: not processes_in(folder), 60)
 
 
 class ClockProcess:
