@@ -1,5 +1,6 @@
-"""Every whole model of conf/model with every quantiser: stored, read back and scored, or refused in one line."""
+"""Whole models of conf/model with quantisers: stored, read back and scored, or refused in one line."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from golf.dist import ALONE
 from golf.errors import UserError
 from golf.quant.calibration import RandomTextConfig, Source, measure
 from tests.helpers.models import ids_for, moved
-from tests.helpers.tiers import tries_everything
+from tests.helpers.tiers import slow, tries_everything
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
@@ -23,20 +24,33 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+def own_quantiser(name: str) -> str:
+    """Return another quantiser for each next model, so that all have their turn."""
+    return QUANTS[MODELS.index(name) % len(QUANTS)]
+
+
+def classes_of(quant: str) -> frozenset[str]:
+    return frozenset(re.findall(r"_target_: ([\w.]+)", (CONF / f"quant/{quant}.yaml").read_text()))
+
+
+# The first model whose quantiser is of these classes.
+FIRST = {classes_of(own_quantiser(name)): name for name in reversed(MODELS)}.values()
+
+
+@pytest.mark.parametrize("name", [name if name in FIRST else slow(name) for name in MODELS])
 def test_every_quantiser_stores_it_or_says_why_not(
     name: str, toy: Callable[..., Run], tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """Without --wide each model with one quantiser, another for the next, so that all have their turn."""
-    own = QUANTS[MODELS.index(name) % len(QUANTS)]
-    run = toy(f"model={name}")
+    """Each model with one quantiser, in the tier `all` with every one."""
+    shorter = ["model.linear.steps=2"] * (name == "nca")
+    run = toy(f"model={name}", "data.vocab_size=64", *shorter)
     model, ids = moved(run), ids_for(run)
     roles, weights = model.stored_roles(), dict(model.named_parameters())
     source = Source(model, 24, 2, 0, ALONE, open_training=lambda: pytest.fail("random text needs no training text"))
     hessians = measure(RandomTextConfig(tokens=96), source)
     with torch.no_grad():
         before = model.log_probs(ids)
-    for quant in QUANTS if tries_everything(pytestconfig) else [own]:
+    for quant in QUANTS if tries_everything(pytestconfig) else [own_quantiser(name)]:
         chosen = toy(f"quant={quant}").quant
         try:
             chosen.assign(roles)
