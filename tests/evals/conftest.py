@@ -21,7 +21,14 @@ from tests.helpers.runs import toy_overrides
 
 @pytest.fixture(scope="package")
 def model(toy_folder: Path) -> LM:
-    return uneven_model(compose(toy_overrides(toy_folder, [])).model)
+    return uneven_model(compose(toy_overrides(toy_folder, ["model.layers=2"])).model)
+
+
+@pytest.fixture(scope="package")
+def small() -> Averaging:
+    """A model of the same vocabulary for whatever asks for no more than log_probs."""
+    torch.manual_seed(0)
+    return Averaging(384)
 
 
 @pytest.fixture(scope="package")

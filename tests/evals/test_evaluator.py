@@ -16,7 +16,7 @@ from golf.evals.evaluator import EvalConfig, WindowsConfig, windows
 from golf.scoring import Scoring
 from golf.tokens.prepare import Prepared
 from golf.tokens.tokenizer import ByteCounter, load_tokenizer
-from tests.evals.helpers import Model
+from tests.evals.helpers import Averaging, Model
 from tests.evals.helpers import score as score_of
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -44,16 +44,11 @@ def test_sliding_targets_have_context() -> None:
 
 
 @pytest.mark.parametrize("stride", [None, 1, 5, 32])
-def test_equals_a_naive_scorer(stride: int | None, toy: Callable[..., Run], prepared: Prepared) -> None:
+def test_equals_a_naive_scorer(stride: int | None, small: Averaging, prepared: Prepared) -> None:
     """One window at a time, whole distributions, plain Python sums."""
-    run = toy()
-    torch.manual_seed(0)
-    model = run.model.build()
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
     stream = np.fromfile(prepared.splits["val"].shards[0], dtype=np.uint16, offset=1024)[:300]
     counter = ByteCounter.from_tokenizer(prepared.tokenizer)
-    score = score_of(WindowsConfig(length=32, stride=stride, batch_tokens=160), model, stream, counter)
+    score = score_of(WindowsConfig(length=32, stride=stride, batch_tokens=160), small, stream, counter)
     nats, step = 0.0, stride or 32
     with torch.no_grad():
         for target in range(1, 300):
@@ -61,7 +56,7 @@ def test_equals_a_naive_scorer(stride: int | None, toy: Callable[..., Run], prep
             end = min(done, 299) if done else 32
             context = torch.from_numpy(stream[end - 32 : end].astype(np.int64))[None]
             row = target - 1 - (end - 32)
-            nats -= model.log_probs(context)[0, row, int(stream[target])].item()
+            nats -= small.log_probs(context)[0, row, int(stream[target])].item()
     assert score.tokens == 299
     assert score.nats == pytest.approx(nats, rel=1e-6)
 

@@ -18,6 +18,7 @@ from golf.evals.scorers import FixedConfig, MixtureConfig, TemperatureConfig, Wi
 from golf.models.lm import LM
 from tests.evals.helpers import Model, plain_counter, score, windows_of
 from tests.helpers.learners import BOS, counts, documents, lora, nll_of
+from tests.helpers.tiers import slow
 
 
 def sharp(ids_BT: Tensor, last: int) -> Tensor:
@@ -91,7 +92,7 @@ def test_more_than_ten_documents_go_on_where_they_were(model: LM) -> None:
     assert again.nats == pytest.approx(whole.nats, abs=1e-9)
 
 
-@pytest.mark.parametrize("around", ["temperature", "mixture"])
+@pytest.mark.parametrize("around", [slow("temperature"), "mixture"])
 def test_documents_under_way_are_not_kept_in_the_middle(around: str, model: LM, stream: np.ndarray) -> None:
     """Adapters within another scorer are as little kept as they are alone."""
     scorer = {

@@ -9,7 +9,7 @@ from golf.evals.probes import FAIL, PASS, PROBES
 from golf.models.lm import LM
 from golf.tokens.shards import open_shard
 from tests.evals.helpers import Lawful, findings
-from tests.helpers.learners import LEARNERS
+from tests.helpers.learners import INSIDE, LEARNERS
 from tests.helpers.tiers import quick, tries_everything
 
 EDGES = {"within a window", "window edge", "document edge", "last window"}
@@ -26,7 +26,7 @@ def test_lawful_windows_pass(name: str, lawful: Lawful) -> None:
 @pytest.mark.parametrize("name", quick(("ngram, keys kept",), LEARNERS))
 def test_lawful_scorers_pass(name: str, lawful: Lawful, model: LM, request: pytest.FixtureRequest) -> None:
     case, prepared = lawful
-    chosen = case(LEARNERS[name], 320 if tries_everything(request.config) else 120, model)
+    chosen = case(LEARNERS[name], 320 if tries_everything(request.config) else 96, model)
     assert set(chosen.places) >= EDGES
     assert findings(chosen, prepared) == dict.fromkeys(PROBES, PASS)
 
@@ -70,8 +70,8 @@ def test_a_changed_stream_keeps_its_documents(lawful: Lawful) -> None:
 def test_sampled_text_has_chunks_and_documents(lawful: Lawful, model: LM) -> None:
     case, prepared = lawful
     stream = open_shard(prepared.splits["val"].shards[0])
-    for evaluator in LEARNERS.values():
-        found = case(evaluator, model=model if evaluator.alone else None)
+    for name, evaluator in LEARNERS.items():
+        found = case(evaluator, model=model if name in INSIDE else None)
         found.stream = sample_text(evaluator, stream, found.counter, prepared.bos_id)
         assert len(found.stream) < len(stream) and (found.stream == prepared.bos_id).sum() > 1
         assert len(found.places) >= (3 if found.plan.round_N.max() else 2)

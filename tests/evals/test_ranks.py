@@ -37,7 +37,7 @@ class Task:
 
     def __call__(self, ranks: Ranks) -> dict[str, Any]:
         torch.set_num_threads(1)
-        model = uneven_model(compose(toy_overrides(self.folder, [])).model)
+        model = uneven_model(compose(toy_overrides(self.folder, ["model.layers=2"])).model)
         found = {}
         for name in self.names:
             score = CASES[name].run(model, Book(repeating_stream(), plain_counter(384), ranks), BOS)

@@ -101,3 +101,4 @@ LEARNERS = {
         ),
     ),
 }  # fmt: skip
+INSIDE = ("ngram, keys kept", "lora", "lora on the head, keys kept", "phased")  # these reach into the model

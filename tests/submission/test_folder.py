@@ -5,6 +5,7 @@ import pickle
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -35,10 +36,11 @@ SEEDS = (1, 2, 3)
 
 def make_row(toy_folder: Path, place: Path) -> None:
     """Train a row of three seeds, registered and audited; make up its control; write and keep its record folder."""
+    line = toy_overrides(toy_folder, [f"outputs={place / 'outputs'}", *ROW])
+    run = compose(line)
     for seed in SEEDS:
-        line = toy_overrides(toy_folder, [f"outputs={place / 'outputs'}", *ROW, f"seed={seed}"])
-        job = Job(compose(line))
-        (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *line]))
+        job = Job(replace(run, seed=seed))
+        (job.folder.path / "command.txt").write_text(shlex.join(["golf/train.py", *line, f"seed={seed}"]))
         job.here()
         make_control(job.folder.path)
         source = open_source(job.folder.path, weights=False)
@@ -48,8 +50,9 @@ def make_row(toy_folder: Path, place: Path) -> None:
     write_json(sweep / "sweep.json", {"control": "control", "seeds": list(SEEDS), "rows": rows, "cells": {}})
     words = [f"run={sweep}", "row=mine", "track=record", f"reference={sweep}", f"into={into}", *SAID]
     assert submit.main(words) == 0
-    made = gather([sweep], "mine", "packed")
-    (place / "code.pickle").write_bytes(pickle.dumps((made.source, made.packed)))
+    (readable,) = into.glob("*/*/train_gpt_readable.py")
+    source = readable.read_text()
+    (place / "code.pickle").write_bytes(pickle.dumps((source, entry.packed(source))))
 
 
 def make_control(run: Path) -> None:

@@ -26,7 +26,7 @@ PR584 = "SEED=1337 torchrun --standalone --nproc_per_node=8 ablations/baseline.p
     ("line", "base", "track", "experiment"),
     [
         (PR401, None, "h100x8", "pr401"),
-        (PR675, "pr675_legal", "h100x1", "pr675"),
+        slow(PR675, "pr675_legal", "h100x1", "pr675"),
         slow(PR584, None, "h100x8", "pr584_baseline"),
         slow("SW_WINDOW_SIZE=256 SW_NUM_LAYERS=5 python ablation2_sliding_window.py", None, "h100x8", "pr584_window"),
         slow("NUM_REGISTERS=4 torchrun ablation3_register_tokens.py", None, "h100x8", "pr584_registers"),
