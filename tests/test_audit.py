@@ -107,14 +107,14 @@ def rescored(finished: Make, tmp_path_factory: pytest.TempPathFactory, tmp_path:
         shutil.copytree(run.parents[1], place / "outputs")
         own = place / "outputs" / run.parent.name / run.name
         with open(place / "said.txt", "w") as said, contextlib.redirect_stdout(said):
-            assert evaluate.main(["-m", f"run={own}", "eval=plain,ttt_sgd"]) == 0
+            assert evaluate.main(["-m", f"run={own}", "eval=plain,ngram"]) == 0
 
     made = shutil.copytree(made_once(tmp_path_factory, "rescored", make), tmp_path / "rescored")
     return made / "outputs" / "/".join(finished(*SLIDING).parts[-2:])
 
 
 def test_other_evaluators_are_runs_of_their_own(rescored: Path, capsys: pytest.CaptureFixture) -> None:
-    check_scores(rescored, ("plain", "ttt_sgd"), (rescored.parents[2] / "said.txt").read_text())
+    check_scores(rescored, ("plain", "ngram"), (rescored.parents[2] / "said.txt").read_text())
     assert evaluate.main([f"run={rescored}", "quant=int8"]) == 2
     assert "quant=int8: only eval can change" in capsys.readouterr().err
 
@@ -136,10 +136,10 @@ def check_scores(run: Path, labels: tuple[str, ...], printed: str) -> None:
         assert one["post_quant_bpb"] == first["post_quant_bpb"] and one["artifact_bytes"] == first["artifact_bytes"]
         assert (one["folder"] / "artifact.golf").read_bytes() == (run / "artifact.golf").read_bytes()
         assert one["quant_seconds"] == first["quant_seconds"] and one["phases"]["eval"]["opened"] == ["val"]
-    lines = traces(found["ttt_sgd"]["folder"])
-    assert set(lines) == {"sliding", "ttt_sgd"} and len(lines["ttt_sgd"]) > 2
-    assert [a["tokens"] for a in lines["sliding"]] == [b["tokens"] for b in lines["ttt_sgd"]]
-    assert lines["ttt_sgd"][-1]["bpb"] == pytest.approx(found["ttt_sgd"]["val_bpb"])
+    lines = traces(found[labels[1]]["folder"])
+    assert set(lines) == {"sliding", labels[1]} and len(lines[labels[1]]) > 2
+    assert [a["tokens"] for a in lines["sliding"]] == [b["tokens"] for b in lines[labels[1]]]
+    assert lines[labels[1]][-1]["bpb"] == pytest.approx(found[labels[1]]["val_bpb"])
     passes = [json.loads(line) for line in (run.parents[1] / PASSES).read_text().splitlines()]
     assert {"sliding", *labels} <= {entry["evaluator"] for entry in passes}
 
@@ -157,10 +157,10 @@ def test_a_sweep_of_scores_is_audited_row_by_row(
     probes: tuple[str, ...], rescored: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed_by(probes, monkeypatch)
-    folder = results_beside(rescored)["ttt_sgd"]["folder"]
+    folder = results_beside(rescored)["ngram"]["folder"]
     assert audit.main([f"sweep={folder.parent}"]) == 0
     assert f"{folder.name}" in capsys.readouterr().out and verdicts(folder)[probes[-1]] == PASS
-    assert audit.main([f"sweep={folder.parent}", "evaluator=ttt_sgd"]) == 0
+    assert audit.main([f"sweep={folder.parent}", "evaluator=ngram"]) == 0
     assert "the run has plain" in " ".join(capsys.readouterr().out.split()), "a row for the one without it"
 
 
@@ -295,7 +295,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, ca
     assert message.replace("FOLDER", str(run.parent)) in captured.err and len(captured.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("choice", ["ttt_sgd", "ngram", wide("mixture"), wide("ttt_lora"), wide("phased")])
+@pytest.mark.parametrize("choice", ["ttt_sgd", slow("ngram"), wide("mixture"), wide("ttt_lora"), wide("phased")])
 def test_a_score_that_was_cut_off_goes_on(
     choice: str, run: Path, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,9 @@ def test_the_past_only_and_all_of_it_once(
     assert not np.array_equal(base[at:], found[at:])
 
 
-@pytest.mark.parametrize("name", ["sgd", "sgd, averaged", "ngram", "mixture", "ngram by document", "lora", "phased"])
+@pytest.mark.parametrize(
+    "name", ["sgd", slow("sgd, averaged"), "ngram", slow("mixture"), "ngram by document", "lora", "phased"]
+)
 def test_what_learns_gains_on_text_that_repeats(name: str, model: LM, small: Averaging, stream: np.ndarray) -> None:
     model = small if "ngram" in name else model
     fixed = documents() if isinstance(LEARNERS[name], DocumentsConfig) else LEARNERS["fixed"]
