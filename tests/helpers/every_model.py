@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from golf.artifact.file import read_artifact, write_artifact
+from golf.conf_files import load_part
 from golf.config import Run
 from golf.models.lm import LM
 from golf.quant.formats import FloatConfig
@@ -16,7 +17,7 @@ from golf.roles import roles_of
 from tests.helpers.model_choices import CHOICES, FIRST
 from tests.helpers.models import built, ids_for, moved
 from tests.helpers.parts import toy_of
-from tests.helpers.tiers import quick
+from tests.helpers.tiers import slow
 
 # two factors in a row that begin at zero: what stands before them lives from the second step on
 LATER = {"model/head=untied", "model/linear=shared_lora", "model/linear=nca"}
@@ -29,6 +30,7 @@ SLOTS = {  # which of the test files tries a group
 }
 
 
+QUICK_CODEC = load_part("codec/zlib", level=1)
 SHORTER = {  # loops whose length decides what a step takes
     "model/linear=nca": "model.linear.steps=2",
     "model/linear=nca_pr": "model.linear.steps=2",
@@ -52,6 +54,8 @@ class Tried:
 
 def tried(choice: str) -> Tried:
     shorter = [SHORTER[choice]] if choice in SHORTER else []
+    if choice.split("=")[0] in ("model/linear", "model/mlp", "model/features", "model/head"):
+        shorter.append("model.layers=2")  # of which none is unlike another
     run = toy_of(choice, "scale.seq=0.03125", "data.vocab_size=64", *shorter)  # sizes by length as for texts of 32
     losses, dead = list[float](), list[list[str]]()
     model = moved(run, 3 if choice in LATER else 2, dead, losses)
@@ -71,9 +75,10 @@ def tried(choice: str) -> Tried:
 
 
 def choices_for(file: str) -> list[object]:
-    """Return the choices that a test file tries: one of each set of classes, in the tier `all` every one."""
+    """Return the choices that a test file tries: one of each set of classes, in the tier `slow` the others."""
     groups = {f"model/{slot}".rstrip("/") for slot in SLOTS[file]}
-    return quick(FIRST.values(), [choice for choice in CHOICES if choice.split("=")[0] in groups])
+    choices = [choice for choice in CHOICES if choice.split("=")[0] in groups]
+    return [choice if choice in FIRST.values() else slow(choice) for choice in choices]
 
 
 class Checks:
@@ -84,11 +89,11 @@ class Checks:
 
     def test_log_probs_are_normalised_and_agree_with_the_loss(self, case: Tried) -> None:
         with torch.no_grad():
-            log_probs, last = (case.model.log_probs(case.ids[:, :-1], last=last) for last in (None, 5))
-        assert torch.allclose(log_probs.exp().sum(-1), torch.ones(2, 23), atol=1e-5)
-        nll = -log_probs.gather(-1, case.ids[:, 1:, None]).mean()
+            last = case.model.log_probs(case.ids, last=5)
+        assert torch.allclose(case.log_probs.exp().sum(-1), torch.ones(2, 24), atol=1e-5)
+        nll = -case.log_probs[:, :-1].gather(-1, case.ids[:, 1:, None]).mean()
         assert nll.item() == pytest.approx(case.loss, abs=1e-5)
-        assert torch.equal(last, log_probs[:, -5:])
+        assert torch.equal(last, case.log_probs[:, -5:])
 
     def test_causal(self, case: Tried) -> None:
         changed = case.ids.clone()
@@ -127,7 +132,7 @@ class Checks:
         exact = replace(run.quant, formats={"fp32": FloatConfig(dtype="fp32")}, roles={}, names={}, default="fp32")
         stored = exact.quantize({name: weights[name] for name in roles}, roles)
         path = tmp_path / "artifact.golf"
-        write_artifact(path, model=kept, stored=stored, weights="", quant=exact, codec=run.chosen_codec, tokenizer="")
+        write_artifact(path, model=kept, stored=stored, weights="", quant=exact, codec=QUICK_CODEC, tokenizer="")
         with torch.no_grad():
             assert torch.equal(read_artifact(path).model.log_probs(case.ids), case.log_probs)
 

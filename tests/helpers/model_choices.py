@@ -24,11 +24,24 @@ SAME = {choice: other for choice in ALL if (other := override_of(choice)) is not
 CHOICES = [choice for choice in ALL if choice not in SAME]
 
 
+def text_of(choice: str) -> str:
+    group, _, name = choice.partition("=")
+    return (CONF / group / f"{name}.yaml").read_text()
+
+
+def changed_option(choice: str) -> str | None:
+    """Return the option of its own group that an option of a part changes."""
+    group = choice.partition("=")[0]
+    found = re.search(r"^defaults:\n  - (\w+)\n", text_of(choice), flags=re.MULTILINE)
+    return f"{group}={found[1]}" if found and group != "model" else None
+
+
 def classes_of(choice: str) -> tuple[str, ...]:
-    """What a YAML is made of; its own name where it only puts others together."""
-    found = re.findall(r"_target_: (\S+)", (CONF / f"{choice.replace('=', '/')}.yaml").read_text())
-    return tuple(found) or (choice,)
+    """Return what a YAML is made of: its own classes and those of the option that it changes; its own name where it
+    only puts others together."""
+    found, changed = re.findall(r"_target_: (\S+)", text_of(choice)), changed_option(choice)
+    return (*found, *classes_of(changed)) if changed else tuple(found) or (choice,)
 
 
-# Of those that differ in numbers and switches alone.
-FIRST = {classes_of(choice): choice for choice in reversed(CHOICES)}
+# One of those that differ in numbers and switches alone, and not one that changes another of them.
+FIRST = {classes_of(choice): choice for choice in sorted(reversed(CHOICES), key=lambda c: changed_option(c) is None)}

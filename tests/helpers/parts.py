@@ -2,15 +2,15 @@
 
 import copy
 import itertools
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from golf.compose import run_of
 from golf.conf_files import CONF, parse, register_resolvers
 from golf.config import Run
 from golf.typed import typed
@@ -42,18 +42,32 @@ def full_size(*overrides: str) -> Run:
 def _run_of_line(overrides: tuple[str, ...]) -> Run:
     register_resolvers()
     node, chosen = node_of(overrides)
+    node["label"] = node["label"] or chosen["experiment"] or f"{chosen['model']}-{chosen['quant']}"
     others = tuple(override for override in overrides if not override.startswith("model"))
     if len(others) == len(overrides):
-        return run_of(OmegaConf.create(node), chosen)
+        return typed(resolved(node, node), "", Run)  # type: ignore[no-any-return]
     base = _run_of_line(others)  # all but the model, whose conversion is a small part of the work
-    referred = {  # what ${...} in conf/model refer to
-        "scale": asdict(base.scale),
-        "batch": {"sequence_length": base.batch.sequence_length},
-        "data": {"vocab_size": base.data.vocab_size},
+    return replace(base, model=typed(resolved(node["model"], node), "model"), label=node["label"])
+
+
+def resolved(part: Any, root: Node) -> Any:
+    """Return a part of a configuration with its ${...} resolved, which refer to the same few places everywhere."""
+    if isinstance(part, dict):
+        return {key: resolved(value, root) for key, value in part.items()}
+    if isinstance(part, list):
+        return [resolved(value, root) for value in part]
+    if not isinstance(part, str) or "${" not in part:
+        return part
+    places = {key: root[key] for key in ("scale", "batch", "budget")} | {
+        "data": {"vocab_size": root["data"]["vocab_size"]}
     }
-    model: Any = OmegaConf.to_container(OmegaConf.create(referred | {"model": node["model"]}).model, resolve=True)
-    label = node["label"] or chosen["experiment"] or f"{chosen['model']}-{chosen['quant']}"
-    return replace(base, model=typed(model, "model"), label=label)
+    return copy.deepcopy(_value(part, json.dumps(places)))
+
+
+@cache
+def _value(text: str, places: str) -> Any:
+    value: Any = OmegaConf.to_container(OmegaConf.create(json.loads(places) | {"value": text}), resolve=True)
+    return value["value"]
 
 
 def node_of(overrides: Sequence[str]) -> tuple[Node, dict[str, Any]]:
@@ -83,7 +97,10 @@ def _read_override(text: str) -> tuple[str, Any]:
     (override,) = _override_parser().parse_overrides([text])
     assert override.type is not None and not override.is_add() and not override.is_delete(), text
     package = f"@{override.package}" if override.package else ""
-    return f"{override.key_or_group}{package}", OmegaConf.to_container(OmegaConf.create({"v": override.value()}))["v"]
+    value: Any = override.value()  # a QuotedString where it has quotes
+    if not (value is None or isinstance(value, bool | int | float)):
+        value = OmegaConf.to_container(OmegaConf.create({"value": value}))["value"]
+    return f"{override.key_or_group}{package}", value
 
 
 def read_override(text: str) -> tuple[str, Any]:
