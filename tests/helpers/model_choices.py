@@ -44,4 +44,5 @@ def classes_of(choice: str) -> tuple[str, ...]:
 
 
 # One of those that differ in numbers and switches alone, and not one that changes another of them.
-FIRST = {classes_of(choice): choice for choice in sorted(reversed(CHOICES), key=lambda c: changed_option(c) is None)}
+PLAIN_FIRST = sorted(CHOICES, key=lambda choice: changed_option(choice) is not None)
+FIRST = {classes_of(choice): choice for choice in reversed(PLAIN_FIRST)}

@@ -31,6 +31,15 @@ def ids_for(run: Run, rows: int = 2, length: int = 24) -> Tensor:
     return torch.randint(run.model.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+def stirred(run: Run) -> LM:
+    """A model whose every weight does something, without training."""
+    model = built(run)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
 def moved(run: Run, steps: int = 2, dead: list[list[str]] | None = None, losses: list[float] | None = None) -> LM:
     """A model after a few steps, so that matrices that begin at zero do something. dead: gets the names of what had no
     gradient, at each step; losses: gets what it is scored by, before each step."""

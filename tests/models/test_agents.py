@@ -11,7 +11,7 @@ from golf.config import Run
 from golf.models.agents import mean_so_far
 from golf.models.lm import LM
 from golf.models.norms import norm
-from tests.helpers.models import context_of, ids_for, moved
+from tests.helpers.models import context_of, ids_for, stirred
 from tests.helpers.parts import full_size
 
 STACKS = pytest.mark.parametrize("stack", ["agents", "agents_mean"])
@@ -25,7 +25,7 @@ def gelu(x: Tensor) -> Tensor:
 def test_the_decoder_is_its_formula(stack: str, toy: Callable[..., Run]) -> None:
     """One position at a time."""
     run = toy(f"model/stack={stack}")
-    agents = moved(run).stack
+    agents = stirred(run).stack
     ids, x = ids_for(run, length=12), norm(torch.randn(2, 12, 32))
     found = agents(x, context_of(x, ids))
     state = norm(agents.inner(x, context_of(x, ids)))
@@ -51,7 +51,7 @@ def changes(model: LM, ids: Tensor, place: int) -> list[bool]:
 @STACKS
 def test_without_a_message_it_sees_its_window_of_tokens(stack: str, toy: Callable[..., Run]) -> None:
     run = toy(f"model/stack={stack}", "model.stack.context=5")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     assert changes(model, ids, 10) == [t >= 10 for t in range(24)], "with one, everything before"
     model.stack.message.weight.data.zero_()
     assert changes(model, ids, 10) == [10 <= t < 15 for t in range(24)]
@@ -61,7 +61,7 @@ def test_without_a_message_it_sees_its_window_of_tokens(stack: str, toy: Callabl
 def test_all_that_is_known_of_far_tokens_goes_through_the_message(stack: str, toy: Callable[..., Run]) -> None:
     """States that differ only across the message's null space are one to the decoder."""
     run = toy(f"model/stack={stack}", "model.stack.message=4")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     seen: list[Tensor] = []
     model.stack.message.register_forward_hook(lambda module, inputs, output: seen.append(output))
     before = model.log_probs(ids)
@@ -82,7 +82,7 @@ def test_a_mean_so_far_is_the_mean_of_what_was() -> None:
 
 def test_the_stack_inside_keeps_its_depth_and_stages(toy: Callable[..., Run]) -> None:
     run = toy("model/stack=agents", "model/stack@model.stack.inner=recurrence", "model.layers=11")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     alone = toy("model/stack=recurrence", "model.layers=11").model.build_on_meta()
     assert (model.stack.stored_depth(), model.stack.effective_depth()) == (11, 17)
     assert model.repeated_params() == alone.repeated_params() > 0
@@ -93,7 +93,7 @@ def test_the_stack_inside_keeps_its_depth_and_stages(toy: Callable[..., Run]) ->
 
 def test_positions_without_a_token_are_in_the_window(toy: Callable[..., Run]) -> None:
     run = toy("model/stack=agents", "model/features=[registers,bigram]")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     model.stack.message.weight.data.zero_()
     assert changes(model, ids, 10) == [10 <= t < 18 for t in range(24)]
     seen: list[Tensor] = []

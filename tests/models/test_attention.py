@@ -17,7 +17,7 @@ from golf.models.layers import layer_set
 from golf.models.norms import norm
 from golf.models.rope import RopeConfig, rotary_tables, rotate
 from golf.models.slots import Attend, Frame
-from tests.helpers.models import built, context_of, ids_for, moved, qkv
+from tests.helpers.models import built, context_of, ids_for, qkv, stirred
 from tests.helpers.parts import run_of_line
 from tests.helpers.tiers import slow
 
@@ -108,10 +108,10 @@ def test_a_window_of_w_sees_w_and_itself() -> None:
 
 def test_windows_hold_in_their_layers_and_in_scoring(toy: Callable[..., Run]) -> None:
     run = toy("model/window=early", "model.mixer.window.size=2", "model.mixer.window.layers=first:2")
-    model = moved(run)
+    model = stirred(run)
     assert [block.mixer.window for block in model.stack.blocks] == [2, 2, None]
     run = toy("model/window=early", "model.mixer.window.size=2", "model.mixer.window.layers=all", "model/stack=plain")
-    model, ids = moved(run), ids_for(run, rows=1)
+    model, ids = stirred(run), ids_for(run, rows=1)
     changed = ids.clone()
     changed[0, 4] = (changed[0, 4] + 1) % run.model.vocab_size
     same = (model.log_probs(ids) == model.log_probs(changed))[0].all(dim=-1)

@@ -16,7 +16,7 @@ from golf.models.slots import Context, Frame, Heads, OutputPartConfig, ValuePart
 from golf.models.value_norm import NormGate
 from golf.models.value_residual import FIRST, GateResidual, HalfResidual, PairResidual
 from golf.models.xsa import XSA
-from tests.helpers.models import built, context_of, ids_for, moved, qkv
+from tests.helpers.models import built, context_of, ids_for, qkv, stirred
 
 
 def part_of(toy: Callable[..., Run], group: str, name: str, layer: int = 1) -> nn.Module:
@@ -153,7 +153,7 @@ class Halve(nn.Module):
 
 def test_value_and_output_parts_by_name_and_layer(toy: Callable[..., Run]) -> None:
     run = toy()
-    plain, ids = moved(run), ids_for(run)
+    plain, ids = stirred(run), ids_for(run)
     run.model.mixer.value, run.model.mixer.output = {"twice": DoubleValueConfig()}, {"halve": HalveOutputConfig()}
     both = built(run)
     both.load_state_dict(plain.state_dict())

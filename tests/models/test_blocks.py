@@ -15,7 +15,7 @@ from golf.errors import UserError
 from golf.losses import CROSS_ENTROPY
 from golf.models.norms import norm
 from golf.models.slots import Context
-from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, stirred
 from tests.helpers.parts import run_of_line
 
 
@@ -123,7 +123,7 @@ def test_temperature_and_own_matrix(toy: Callable[..., Run]) -> None:
 
 def test_further_heads_predict_further_tokens(toy: Callable[..., Run]) -> None:
     run = toy("model/auxiliary=mtp")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     x = model.hidden(ids[:, :-1])
     losses = []
     for ahead, head in ((2, model.auxiliary["mtp"].heads[0]), (3, model.auxiliary["mtp"].heads[1])):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from golf.config import Run
 from golf.models.norms import norm
-from tests.helpers.models import ids_for, moved
+from tests.helpers.models import ids_for, stirred
 from tests.helpers.parts import full_size
 
 
@@ -21,7 +21,7 @@ def test_naive_baseline_has_the_published_size() -> None:
 def test_baseline_against_its_definition(toy: Callable[..., Run]) -> None:
     """The whole forward pass, written again from the published formulas with plain tensor algebra."""
     run = toy("model.layers=5")
-    model, ids = moved(run), ids_for(run, rows=1, length=9)
+    model, ids = stirred(run), ids_for(run, rows=1, length=9)
     p = {name: value.detach() for name, value in model.named_parameters()}
     x = x0 = norm(p["embed.table_VD"][ids[0]])
     T, heads, kv = 9, run.model.mixer.heads, run.model.mixer.kv_heads
@@ -65,7 +65,7 @@ def test_pr584_control_against_its_definition(toy: Callable[..., Run]) -> None:
         "batch.sequence_length=32",
         "batch.tokens_per_step=256",
     )
-    model, ids = moved(run), ids_for(run, rows=1, length=11)
+    model, ids = stirred(run), ids_for(run, rows=1, length=11)
     p = {name: value.detach() for name, value in model.named_parameters()}
     T, D, L, H, K = 11, run.model.dim, 6, run.model.mixer.heads, run.model.mixer.kv_heads
     C = D // H

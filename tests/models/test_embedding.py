@@ -10,7 +10,7 @@ from golf.errors import UserError
 from golf.models.init import power_law_spectrum_
 from golf.models.slots import Frame
 from golf.models.smear import GatedSmear, Smear
-from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, moved, stirred
 from tests.helpers.parts import run_of_line
 
 
@@ -60,7 +60,7 @@ def test_bigram_settings_that_would_never_train_are_refused() -> None:
 
 def test_registers_are_seen_by_all_and_never_scored(toy: Callable[..., Run]) -> None:
     run = toy("model/features=[registers,bigram,smear]")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     assert model.embed.places(9).tokens == range(4, 13), "in front of the text"
     assert model.embed.parts()[-1].adds, "they come last, however they are listed"
     assert model.embed(ids, torch.float32).shape[1] == ids.shape[1] + 4

@@ -15,7 +15,7 @@ from golf.models.low_rank import EigenConfig
 from golf.models.slots import Frame
 from golf.models.tensor_train import TensorTrainConfig, modes
 from golf.plan import outline
-from tests.helpers.models import built, ids_for, moved
+from tests.helpers.models import built, ids_for, stirred
 from tests.helpers.parts import full_size, run_of_line, toy_of
 
 DENSE = DenseConfig(init="uniform", residual="zero")
@@ -106,7 +106,7 @@ def small(form: str) -> Run:
 @pytest.mark.parametrize("form", LINEAR)
 def test_a_dense_model_with_the_same_matrices_is_the_same(form: str) -> None:
     """The identity test of every source of matrices: what it makes, copied into dense ones, gives the same scores."""
-    ours, dense, ids = moved(small(form)), built(small("dense")), ids_for(small("dense"))
+    ours, dense, ids = stirred(small(form)), built(small("dense")), ids_for(small("dense"))
     by_name = dict(ours.named_modules())
     with torch.no_grad():
         expected = ours.log_probs(ids)
@@ -121,7 +121,7 @@ def test_a_dense_model_with_the_same_matrices_is_the_same(form: str) -> None:
 
 def test_one_layer_of_full_rank_equals_a_dense_matrix(toy: Callable[..., Run]) -> None:
     """The identity test: factors that reproduce the base's matrices give the base's scores."""
-    base = moved(toy("model/linear=dense"))
+    base = stirred(toy("model/linear=dense"))
     ids = ids_for(toy("model/linear=dense"))
     low = toy("model/linear=eigen", "model.linear.ranks={mixer: 512, mlp: 512}").model.build()
     with torch.no_grad():

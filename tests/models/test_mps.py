@@ -8,13 +8,13 @@ import torch
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.norms import norm
-from tests.helpers.models import built, ids_for, moved
+from tests.helpers.models import built, ids_for, stirred
 
 
 def test_equals_the_product_written_out(toy: Callable[..., Run]) -> None:
     """h of a token is h0 A[x_0] ... A[x_t], normed: the norms on the way change its length only."""
     run = toy("model=mps")
-    model, ids = moved(run), ids_for(run, rows=1, length=6)
+    model, ids = stirred(run), ids_for(run, rows=1, length=6)
     D = run.model.dim
     h = model.stack.start_D.double()
     with torch.no_grad():
@@ -27,7 +27,7 @@ def test_the_last_token_counts(toy: Callable[..., Run]) -> None:
     """At once, but in the PR's form, which reads its logits before the token is absorbed."""
     for stack, late in (("mps", 0), ("mps_pr", 1)):
         run = toy("model=mps", f"model/stack={stack}")
-        model, ids = moved(run), ids_for(run)
+        model, ids = stirred(run), ids_for(run)
         changed = ids.clone()
         changed[:, -2] = (changed[:, -2] + 1) % run.model.vocab_size
         same = (model.log_probs(ids) - model.log_probs(changed)).abs().amax(dim=(0, 2)) < 1e-3

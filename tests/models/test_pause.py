@@ -13,7 +13,7 @@ from golf.models.norms import norm
 from golf.models.pause import Pause, PauseConfig
 from golf.tokens.tokenizer import ByteCounter
 from tests.evals.helpers import score, windows_of
-from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, stirred
 from tests.helpers.parts import full_size, run_of_line
 
 PAUSE = "model.embed.features.pause"
@@ -56,7 +56,7 @@ def test_published_lengths(count: int, every: int, positions: int) -> None:
 
 @pytest.mark.parametrize("read", ["memory", "delay"])
 def test_without_pauses_it_is_the_baseline(read: str, toy: Callable[..., Run]) -> None:
-    base, none = moved(toy()), moved(small(toy, read, count=0))
+    base, none = stirred(toy()), stirred(small(toy, read, count=0))
     ids = ids_for(toy())
     assert torch.equal(base.log_probs(ids), none.log_probs(ids))
 
@@ -64,7 +64,7 @@ def test_without_pauses_it_is_the_baseline(read: str, toy: Callable[..., Run]) -
 @pytest.mark.parametrize("read", ["memory", "delay"])
 def test_no_position_sees_what_comes_after_it(read: str, toy: Callable[..., Run]) -> None:
     run = small(toy, read)
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     with torch.no_grad():
         before = model.log_probs(ids)
         for place in (3, 4, 5, 9, 10, 20, 23):
@@ -78,7 +78,7 @@ def test_no_position_sees_what_comes_after_it(read: str, toy: Callable[..., Run]
 
 def last_reads(run: Run, ids: Tensor, vector: int) -> Tensor:
     """Which predictions change when only the residual stream's own path of one pause vector does: no token mixes."""
-    model = moved(run)
+    model = stirred(run)
     for block in model.stack.blocks:
         block.mixer.out.weight.data.zero_()
     before = model.log_probs(ids)
@@ -96,7 +96,7 @@ def test_delayed_predictions_are_read_at_the_last_pause(toy: Callable[..., Run])
 
 @pytest.mark.parametrize("read", ["memory", "delay"])
 def test_the_same_tokens_and_bytes_are_scored_once_each(read: str, toy: Callable[..., Run]) -> None:
-    base, paused = moved(toy()), moved(small(toy, read))
+    base, paused = stirred(toy()), stirred(small(toy, read))
     stream = np.random.default_rng(0).integers(2, 384, size=207).astype(np.uint16)
     lengths = torch.arange(384) % 5 + 1
     counter = ByteCounter(lengths, *torch.zeros(2, 384, dtype=torch.bool))
@@ -110,7 +110,7 @@ def test_the_same_tokens_and_bytes_are_scored_once_each(read: str, toy: Callable
 @pytest.mark.parametrize("read", ["memory", "delay"])
 def test_it_goes_with_registers_and_bigrams(read: str, toy: Callable[..., Run]) -> None:
     run = toy("model/features=[bigram,pause,registers]", f"{PAUSE}.count=2", f"{PAUSE}.every=5", f"{PAUSE}.read={read}")
-    model, ids = moved(run), ids_for(run, length=11)
+    model, ids = stirred(run), ids_for(run, length=11)
     places = model.embed.places(11)
     x = model.embed(ids, torch.float32)
     assert places.count == x.shape[1] == 4 + 11 + 2 * 2

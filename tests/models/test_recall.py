@@ -11,7 +11,7 @@ from golf.config import Run
 from golf.errors import UserError
 from golf.models.lm import LM
 from golf.models.recall import Recall
-from tests.helpers.models import built, ids_for
+from tests.helpers.models import built, ids_for, stirred
 
 GROUPS = ("features", "input", "mixer", "output", "residual", "rope", "stack", "value", "window")
 PARTS = [f"model/{group}={path.stem}" for group in GROUPS for path in sorted((CONF / "model" / group).glob("*.yaml"))]
@@ -22,14 +22,6 @@ WHOLE = {  # what keeps more of a text than keys and values
     for name in ("agents", "agents_mean", "mps", "mps_pr", "surge", "surge_off", "surge_per_token", "surge_single_pass",
                  "surge_two_pass", "surge_two_pass_drop")
 }  # fmt: skip
-
-
-def stirred(run: Run) -> LM:
-    """A model whose every weight does something."""
-    model = built(run)
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return model
 
 
 def in_pieces(model: LM, ids_BT: Tensor, stops: tuple[int, ...]) -> Tensor:

@@ -18,7 +18,7 @@ from golf.models.layers import layer_span
 from golf.models.loops import Visit
 from golf.models.slots import Context
 from golf.schedules import Tick
-from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, stirred
 from tests.helpers.parts import full_size, run_of_line
 from tests.helpers.runs import composed, toy_overrides
 
@@ -47,7 +47,7 @@ def test_orders_of_visits(toy: Callable[..., Run]) -> None:
 
 
 def test_repeating_once_is_the_base_and_vectors_of_zero_change_nothing(toy: Callable[..., Run]) -> None:
-    base, ids = moved(toy()), ids_for(toy())
+    base, ids = stirred(toy()), ids_for(toy())
     once = built(toy("model/stack=repeat", "model.stack.loop.times=1"))
     once.load_state_dict(base.state_dict())
     assert torch.equal(once.log_probs(ids), base.log_probs(ids))
@@ -55,7 +55,7 @@ def test_repeating_once_is_the_base_and_vectors_of_zero_change_nothing(toy: Call
     assert marked.stack.position_LD.shape == (1, 32)
     assert torch.equal(twice.log_probs(ids), marked.log_probs(ids))
     marked.stack.position_LD.data += 1.0
-    marked.load_state_dict(moved(toy("model/stack=repeat")).state_dict(), strict=False)
+    marked.load_state_dict(stirred(toy("model/stack=repeat")).state_dict(), strict=False)
     before = marked.log_probs(ids)
     marked.stack.position_LD.data += 1.0
     assert not torch.allclose(marked.log_probs(ids), before, atol=1e-3)
@@ -84,7 +84,7 @@ def test_skips_join_mirrored_visits(toy: Callable[..., Run]) -> None:
 def test_before_the_loop_joins_the_stack_is_the_one_without_it(stack: str, toy: Callable[..., Run]) -> None:
     run = toy(f"model/stack={stack}", "model.layers=6")
     ids = ids_for(run)
-    looped = moved(run)
+    looped = stirred(run)
     run.model.stack.loop = None
     flat = built(run)
     own = dict(looped.named_parameters())
@@ -98,7 +98,7 @@ def test_before_the_loop_joins_the_stack_is_the_one_without_it(stack: str, toy: 
 
 def test_a_looped_stack_is_the_unrolled_one(toy: Callable[..., Run]) -> None:
     run = toy("model/stack=loop_all", "model.layers=2", "model.stack.skips=null")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     x = x0 = model.embed(ids, torch.float32)
     context = context_of(x0, ids)
     for turn in range(2):
@@ -112,7 +112,7 @@ def test_a_looped_stack_is_the_unrolled_one(toy: Callable[..., Run]) -> None:
 
 def test_training_stages_and_scores(toy: Callable[..., Run]) -> None:
     run = toy("model/stack=recurrence", "model.layers=5")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     losses = [model(ids, ids, stage)["nll"].item() for stage in (None, 0, 1)]
     assert losses[0] == losses[2] != losses[1], "scores take every pass"
 
@@ -124,7 +124,7 @@ def test_loop_positions_are_orthogonal(toy: Callable[..., Run]) -> None:
 
 def test_own_scales_of_repeated_visits(toy: Callable[..., Run]) -> None:
     run = toy("model/stack=recurrence_untied", "model.layers=11")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     assert len(model.stack.residuals) == 6 and len(built(toy("model/stack=recurrence")).stack.residuals) == 0
     both = [model(ids, ids, stage)["nll"].item() for stage in (0, 1)]
     model.stack.residuals["block3_again1"].mlp_scale_D.data += 1.0
@@ -200,7 +200,7 @@ def test_loops_that_cannot_be(override: str, message: str | None) -> None:
 
 def test_shared_matrices_have_one_name_and_deltas_of_their_own(toy: Callable[..., Run]) -> None:
     run = toy("model/linear=shared_lora", "model.linear.blocks=1", "model.layers=3", "model/stack=plain")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     bases = [name for name, _ in model.named_parameters() if "query" in name and name.endswith("base.weight")]
     deltas = [name for name, _ in model.named_parameters() if "query" in name and name.endswith("b_RO")]
     assert bases == ["stack.blocks.0.mixer.query.base.weight"] and len(deltas) == 3

@@ -16,7 +16,7 @@ from golf.models.norms import norm
 from golf.models.surge import ENTERED
 from golf.models.surge_error import GRU, Change, ErrorSignal, MinGRU, prefix_scan
 from golf.schedules import Tick
-from tests.helpers.models import built, context_of, ids_for, moved
+from tests.helpers.models import built, context_of, ids_for, stirred
 from tests.helpers.parts import full_size
 
 V1, V2 = ("model/stack=surge", "model.stack.chunk=8"), ("model/stack=surge_two_pass", "model.stack.chunk=8")
@@ -34,7 +34,7 @@ def twin(model: LM, run: Run) -> LM:
 def lively(run: Run) -> LM:
     """A model after two steps, its network made strong, so that what it does can't be missed."""
     with torch.enable_grad():
-        model = moved(run)
+        model = stirred(run)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "directions" in name or name.endswith(("mixer.out.weight", "error.weight_VE")):
@@ -110,7 +110,7 @@ def test_surge_against_its_definition(toy: Callable[..., Run]) -> None:
     ],
 )
 def test_chunks_see_what_a_whole_pass_sees(chunk: int, parts: tuple[str, ...], toy: Callable[..., Run]) -> None:
-    whole, ids = moved(toy(*parts)), ids_for(toy())
+    whole, ids = stirred(toy(*parts)), ids_for(toy())
     chunked = twin(
         whole, toy("model/stack=surge_off", f"model.stack.chunk={chunk}", "model.stack.out_std=null", *parts)
     )
@@ -138,7 +138,7 @@ def test_chunks_suit_other_parts(parts: tuple[str, ...], toy: Callable[..., Run]
     run, others = toy(*parts), [part for part in parts if "/stack=" not in part]
     chunked = toy("model/stack=surge_off", "model.stack.chunk=10", "model.stack.out_std=null", *others)
     chunked.model.stack.skips, chunked.model.stack.loop = run.model.stack.skips, run.model.stack.loop
-    whole, ids = moved(run), ids_for(run)
+    whole, ids = stirred(run), ids_for(run)
     torch.testing.assert_close(twin(whole, chunked).log_probs(ids), whole.log_probs(ids), atol=1e-5, rtol=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_zero_u_and_v_are_a_saddle(toy: Callable[..., Run]) -> None:
 
 
 def test_the_network_learns_from_the_second_chunk_on(toy: Callable[..., Run]) -> None:
-    model, ids = moved(toy(*V1)), ids_for(toy())
+    model, ids = stirred(toy(*V1)), ids_for(toy())
     for chunk, alive in ((0, False), (1, True), (2, True)):
         model.zero_grad()
         model.log_probs(ids)[:, 8 * chunk : 8 * chunk + 8, 0].sum().backward()
@@ -356,7 +356,7 @@ def test_without_a_correction_two_passes_are_one(toy: Callable[..., Run]) -> Non
     "routing, trained", [("replay", [True, True]), ("drop", [True, False]), ("single", [True, True])]
 )
 def test_which_skips_learn(routing: str, trained: list[bool], toy: Callable[..., Run]) -> None:
-    model, ids = moved(toy(*V2, *FIVE, f"model.stack.routing={routing}")), ids_for(toy())
+    model, ids = stirred(toy(*V2, *FIVE, f"model.stack.routing={routing}")), ids_for(toy())
     model.zero_grad()
     model(ids[:, :-1], ids[:, 1:])["nll"].backward()
     assert model.stack.skip_scale_JD.grad.any(dim=-1).tolist() == trained

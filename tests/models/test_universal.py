@@ -11,7 +11,7 @@ from golf.config import Run
 from golf.losses import NLL
 from golf.models.slots import Frame
 from golf.models.universal import Universal, UniversalConfig
-from tests.helpers.models import context_of, ids_for, moved
+from tests.helpers.models import context_of, ids_for, stirred
 
 D = 8
 
@@ -101,7 +101,7 @@ def test_early_halting_pays_with_a_gradient_in_graves_form_only() -> None:
 
 def test_pondering_is_trained_and_never_scored(toy: Callable[..., Run]) -> None:
     run = toy("model=universal")
-    model, ids = moved(run), ids_for(run)
+    model, ids = stirred(run), ids_for(run)
     losses = model(ids[:, :-1], ids[:, 1:])
     assert set(losses) == {NLL, "ponder"} and losses["ponder"] > 0
     nll = -model.log_probs(ids[:, :-1]).gather(-1, ids[:, 1:, None]).mean()
