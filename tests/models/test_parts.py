@@ -6,18 +6,22 @@ from golf.compose import compose
 from golf.conf_files import CONF
 from golf.errors import UserError
 from tests.helpers.parts import run_of_line
-from tests.helpers.tiers import slow
 
 LINES = {  # each kind of thing that conf/ and the tests write
     "overrides within overrides": "experiment=pr401_matrix_lr eval=mixture model.mlp.expand=2.5 scale.seq=0.125",
-    "places of other files": "model/stack=agents_mean model/stack@model.stack.inner=recurrence quant=waterfill",
-    "several options": "model/features=[registers,bigram] model/value=[] optimizer=muon_polar",
+    "places of other files, several options": "model/stack=agents_mean model/stack@model.stack.inner=recurrence "
+    "quant=waterfill model/features=[registers,bigram] model/value=[] optimizer=muon_polar",
 }
 KINDS = [pytest.param(line.split(), id=kind) for kind, line in LINES.items()]
 CHOICES = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.glob("*/**/*.yaml"))
+REST = [
+    pytest.param([choice], id=choice, marks=pytest.mark.slow if choice.startswith("experiment") else pytest.mark.wide)
+    for choice in CHOICES
+    if not choice.startswith("hydra/")
+]
 
 
-@pytest.mark.parametrize("line", [*KINDS, *(slow([choice]) for choice in CHOICES if not choice.startswith("hydra/"))])
+@pytest.mark.parametrize("line", [*KINDS, *REST])
 def test_a_run_put_together_is_the_run_composed(line: list[str]) -> None:
     line = ["track=tiny", "log=none", *line]
     try:

@@ -11,7 +11,9 @@ from golf.config import Run
 from golf.errors import UserError
 from golf.models.lm import LM
 from golf.models.recall import Recall
+from tests.helpers.model_choices import CHOICES, FIRST
 from tests.helpers.models import built, ids_for, stirred
+from tests.helpers.tiers import slow
 
 GROUPS = ("features", "input", "mixer", "output", "residual", "rope", "stack", "value", "window")
 PARTS = [f"model/{group}={path.stem}" for group in GROUPS for path in sorted((CONF / "model" / group).glob("*.yaml"))]
@@ -31,7 +33,10 @@ def in_pieces(model: LM, ids_BT: Tensor, stops: tuple[int, ...]) -> Tensor:
         return torch.cat([model.hidden(ids_BT[:, :stop], past=past) for stop in stops], dim=1)
 
 
-@pytest.mark.parametrize("part", PARTS)
+NUMBERS = {choice for choice in CHOICES if choice not in FIRST.values()}  # what differs from another in these alone
+
+
+@pytest.mark.parametrize("part", [slow(part) if part in NUMBERS else part for part in PARTS])
 def test_pieces_are_the_whole_or_are_refused(part: str, toy: Callable[..., Run]) -> None:
     run = toy(part, "scale.seq=0.03125")
     if part in WHOLE:

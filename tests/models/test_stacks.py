@@ -4,7 +4,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +19,6 @@ from golf.models.slots import Context
 from golf.schedules import Tick
 from tests.helpers.models import built, context_of, ids_for, stirred
 from tests.helpers.parts import full_size, run_of_line
-from tests.helpers.runs import composed, toy_overrides
 
 PROGRESSIVE = ("model/stack=recurrence_progressive", "model.layers=4", "batch.max_microbatch_sequences=2")
 
@@ -226,12 +224,12 @@ def test_a_loop_may_not_cross_into_the_lanes() -> None:
 
 
 def test_the_warm_up_shows_a_compiler_all_that_training_calls(
-    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes, layouts, whether tokens and targets are one tensor, and stages; no gradient is left."""
     dynamo = SimpleNamespace(config=SimpleNamespace(recompile_limit=2))
     monkeypatch.setitem(torch.__dict__, "_dynamo", dynamo)  # takes longer to import than all else here
-    run = composed(*toy_overrides(toy_folder, [*PROGRESSIVE]))
+    run = toy(*PROGRESSIVE)
     model, calls = built(run), Counter[tuple[object, ...]]()
 
     def forward(x_BT: Tensor, y_BT: Tensor, stage: int) -> dict[str, Tensor]:
@@ -249,11 +247,11 @@ def test_the_warm_up_shows_a_compiler_all_that_training_calls(
 
 
 @pytest.mark.slow  # torch's compiler takes as long to import as torch
-def test_compiled_stages_are_the_ones_that_train(toy_folder: Path) -> None:
+def test_compiled_stages_are_the_ones_that_train(toy: Callable[..., Run]) -> None:
     """After the warm-up no step compiles again, whatever layout the loader's batch has."""
     from torch._dynamo.testing import CompileCounter
 
-    run = composed(*toy_overrides(toy_folder, [*PROGRESSIVE]))
+    run = toy(*PROGRESSIVE)
     model, count = built(run), CompileCounter()
     torch.compiler.reset()
     forward = torch.compile(model, dynamic=False, backend=count)
