@@ -66,13 +66,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the toy text and its prepared data, made once for all test processes."""
-    from golf.compose import compose
-    from tests.helpers.runs import made_once, toy_overrides
+    from tests.helpers.runs import composed, made_once, toy_overrides
     from tests.tokens.helpers import toy_data
 
     def make(folder: Path) -> None:
         toy_data(folder, documents=600)
-        compose(toy_overrides(folder, [])).data.prepare(folder / "data", log=lambda line: None)
+        composed(*toy_overrides(folder, [])).data.prepare(folder / "data", log=lambda line: None)
 
     return made_once(tmp_path_factory, "toy", make)
 
@@ -89,11 +88,10 @@ def toy(toy_folder: Path) -> Callable[..., "Run"]:
 def job(toy_folder: Path, tmp_path: Path) -> Callable[..., "Job"]:
     """job(*overrides) -> a toy job in a folder of its own."""
 
-    from golf.compose import compose
-    from tests.helpers.runs import Job, toy_overrides
+    from tests.helpers.runs import Job, composed, toy_overrides
 
     def make(*extra: str, outputs: str = "outputs") -> "Job":
-        return Job(compose(toy_overrides(toy_folder, [f"outputs={tmp_path / outputs}", *extra])))
+        return Job(composed(*toy_overrides(toy_folder, [f"outputs={tmp_path / outputs}", *extra])))
 
     return make
 

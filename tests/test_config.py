@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+from collections.abc import Callable
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from golf.errors import UserError
 from golf.nodes import plain, without_nulls
 from golf.typed import typed
 from tests.helpers.model_choices import FIRST
+from tests.helpers.runs import composed
+from tests.helpers.tiers import slow
 
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
 TRACKS = sorted(path.stem for path in (CONF / "track").glob("*.yaml"))
@@ -84,13 +87,14 @@ def test_every_yaml_is_in_a_line_and_no_group_is_twice() -> None:
 
 
 @pytest.mark.parametrize("paths", LINES, ids=lambda paths: choice(paths[0]))
-def test_every_yaml_composes(paths: list[Path]) -> None:
+@pytest.mark.parametrize("make", [composed, slow(lambda *line: compose(line))], ids=["alone", "by Hydra"])
+def test_every_yaml_composes(paths: list[Path], make: Callable[..., Run]) -> None:
     """One of each group in one line, which is quick; where they do not go together, each in a line of its own."""
     try:
-        compose([argument for path in paths for argument in chosen(path)])
+        make(*(argument for path in paths for argument in chosen(path)))
     except UserError:
         for path in paths:
-            compose(chosen(path))
+            make(*chosen(path))
 
 
 @pytest.mark.wide
