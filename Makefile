@@ -49,7 +49,7 @@ test-costs: $(READY) ## which tests of `make test ARGS=--costs=outputs/costs.jso
 	$(BIN)/python benchmarks/suite.py outputs/costs.json
 
 mutants: $(READY) ## break golf in a hundred ways, one line each, and count what the tests of every commit notice (an hour)
-	$(TEST_ENV) $(BIN)/python tests/mutants/run.py $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m tests.mutants.run $(ARGS)
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -69,6 +69,12 @@ def test_training_on_the_scored_text_is_illegal_and_says_so(job: Callable[..., J
     assert result["phases"]["train"]["reads"] == ["val"]
 
 
+def test_an_artifact_over_the_cap_does_not_fit(job: Callable[..., Job]) -> None:
+    one = job("cap_bytes=2000", "budget.max_steps=2")
+    assert "OVER THE CAP" in one.here()
+    assert one.result()["fits"] is False and one.result()["artifact_bytes"] > 2000
+
+
 def test_repeated_runs_are_bitwise_the_same(job: Callable[..., Job]) -> None:
     runs = [job("loader=shuffled", outputs=name) for name in ("a", "b")]
     for one in runs:

@@ -113,6 +113,22 @@ def test_muon_agrees_with_torch_muon() -> None:
     assert a.norm() == pytest.approx(b.norm().item(), rel=0.02)
 
 
+def test_muon_looks_ahead_as_torch_muon_does() -> None:
+    """Three steps of different gradients, in which Nesterov's step and the plain one part ways."""
+    ours, theirs = matrices((12, 12)), matrices((12, 12))
+    group = muon(lr=0.02).build(ours, torch.bfloat16)
+    reference = torch.optim.Muon(list(theirs.values()), lr=0.02, momentum=0.9, weight_decay=0.0)
+    for seed in (1, 2, 3):
+        before = [parameters["w0"].detach().clone() for parameters in (ours, theirs)]
+        gradient = torch.randn(12, 12, generator=torch.Generator().manual_seed(seed))
+        for parameters in (ours, theirs):
+            parameters["w0"].grad = gradient.clone()
+        group.step(1.0, NOW)
+        reference.step()
+        moves = [(now["w0"].detach() - was).flatten() for now, was in zip((ours, theirs), before, strict=True)]
+        assert torch.cosine_similarity(*moves, dim=0) > 0.999
+
+
 def test_muon_momentum_follows_its_schedule() -> None:
     ramp = Ramp(start=0.5, end=0.9, steps=4)
     parameters = matrices((4, 4))

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from golf.evals import known_bad
 from golf.evals.case import sample_text
+from golf.evals.evaluator import EvaluatorConfig
 from golf.evals.known_bad import KNOWN_BAD
 from golf.evals.probes import FAIL, PASS, PROBES
 from golf.models.lm import LM
@@ -40,6 +42,12 @@ def test_known_cheats_are_caught(name: str, lawful: Lawful) -> None:
     found = findings(made, prepared, [name for name in PROBES if name in {bad.probe, *innocent}])
     assert found.pop(bad.probe) == FAIL, found
     assert FAIL not in found.values(), found
+
+
+def test_no_cheat_calls_itself_legal() -> None:
+    classes = [found for found in vars(known_bad).values() if isinstance(found, type)]
+    cheats = [cls for cls in classes if issubclass(cls, EvaluatorConfig) and cls.__module__ == known_bad.__name__]
+    assert len(cheats) > 4 and not any(cheat.legal for cheat in cheats)
 
 
 def test_places_are_where_they_say(lawful: Lawful) -> None:

@@ -75,6 +75,11 @@ def test_a_fit_that_cannot_be_says_so() -> None:
     assert ends.fits and not ends.full and ends.size_bytes == 800 and ends.tries == MOST_TRIES
 
 
+def test_a_fit_keeps_its_margin_below_the_cap() -> None:
+    assert not fit(lambda factor: 999_500, 1_000_000, 0.001, 10).fits
+    assert fit(lambda factor: 998_900, 1_000_000, 0.001, 10).fits
+
+
 def test_what_says_nothing_keeps_its_steps_and_weighs_on_nobody() -> None:
     weights = {name: torch.randn(40, 10, generator=torch.Generator().manual_seed(0)) for name in "abc"}
     config = WaterfillConfig(strength=1.0, most=8.0)

@@ -46,6 +46,16 @@ def test_rows_come_back_within_half_a_step(bits: int) -> None:
     assert ((row_int(bits).decode(parts, (7, 33)) - w_BOI).abs() <= step_BO1 / 2 + slack).all()
 
 
+@pytest.mark.parametrize("bits", [2, 6, 8])
+def test_codes_are_made_with_the_step_that_is_stored(bits: int) -> None:
+    """Of the step before it is rounded to fp16, codes near the limit would be those of other values."""
+    w_BOI = gaussian(7, 4096)
+    parts = row_int(bits).encode(w_BOI)
+    limit = 2 ** (bits - 1) - 1
+    expected = (w_BOI / parts["scale"].float()[:, :, None]).round().clamp(-limit, limit)
+    assert torch.equal(parts["codes"].float(), expected)
+
+
 def test_encoding_what_was_decoded_changes_nothing() -> None:
     once = there_and_back(row_int(), gaussian(5, 40))
     assert torch.equal(there_and_back(row_int(), once), once)
@@ -337,6 +347,7 @@ def test_damaged_files_are_refused(path: Path) -> None:
         blob + b"x",
         b"PK" + blob[2:],
         blob[:200] + bytes([blob[200] ^ 1]) + blob[201:],
+        blob[:8] + bytes([blob[8] ^ 1]) + blob[9:],  # of the digest itself
     ):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="not a sound artifact"):

