@@ -7,6 +7,7 @@ import torch
 
 from golf.config import Run
 from golf.errors import UserError
+from golf.models.mps import states
 from golf.models.norms import norm
 from tests.helpers.models import built, ids_for, stirred
 
@@ -43,6 +44,19 @@ def test_detach_cuts_the_gradient_and_nothing_else(toy: Callable[..., Run]) -> N
         torch.autograd.grad(s, m.stack.start_D, allow_unused=True)[0] for s, m in zip(scores, models, strict=True)
     ]
     assert slopes[0].abs().sum() > 0 and not slopes[1].any()
+
+
+@pytest.mark.parametrize("detach", [None, 2])
+def test_its_gradient_is_that_of_the_product_written_out(detach: int | None) -> None:
+    torch.manual_seed(0)
+    start, a, upstream = torch.randn(4).requires_grad_(), torch.randn(2, 5, 4, 4).requires_grad_(), torch.randn(2, 5, 4)
+    h, found = start.expand(2, -1), []
+    for t in range(5):
+        h = h.detach() if detach and t and t % detach == 0 else h
+        h = norm(torch.einsum("bd,bde->be", h, a[:, t]))
+        found.append(h)
+    slopes = [torch.autograd.grad(y, [start, a], upstream) for y in (states(start, a, detach), torch.stack(found, 1))]
+    torch.testing.assert_close(slopes[0], slopes[1], atol=1e-5, rtol=1e-4)
 
 
 def test_its_size_is_the_table_the_cores_and_the_start(toy: Callable[..., Run]) -> None:
