@@ -152,7 +152,7 @@ def can_scatter(world: int, device: torch.device) -> bool:
 
 def finish(ranks: Ranks) -> None:
     """Leave the group together: with ranks apart, destroying it aborts now and then (pytorch 190489)."""
-    gc.collect()
     if ranks.world > 1 and dist.is_initialized():
+        gc.collect()
         dist.barrier()
         dist.destroy_process_group()

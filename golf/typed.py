@@ -43,7 +43,7 @@ def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     """Make an object of `cls` from its checked parts and its primitives.
 
-    A primitive of exactly the field's type stays as it is; omegaconf converts and checks the others.
+    A value of exactly the field's type stays as it is; omegaconf converts and checks the others.
     """
     hints, own = _hints(cls), inspect.get_annotations(cls)
     ready: dict[str, Any] = {}  # what the constructor gets as it is
@@ -65,7 +65,8 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             continue
         if (hints[key] is bool) != isinstance(value, bool):  # omegaconf would turn one into the other
             raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
-        (ready if _is_exactly(value, hints[key]) else odd)[key] = value
+        exact = _exact(value, hints[key])
+        (odd if exact is _ODD else ready)[key] = value if exact is _ODD else exact
     if odd:
         ready |= _converted(cls, odd, path)
     try:
@@ -94,13 +95,28 @@ def _converted(cls: type, odd: dict[str, Any], path: str) -> dict[str, Any]:
 _hints = functools.cache(typing.get_type_hints)
 
 
-def _is_exactly(value: Any, hint: Any) -> bool:
-    """Whether a primitive is of a field's type without conversion. A text with a ${...} is for omegaconf."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return type(value) in _PRIMITIVES and type(value) in options and not (isinstance(value, str) and "${" in value)
-
-
 _PRIMITIVES = (int, float, str, bool, types.NoneType)
+_ODD = object()
+
+
+def _exact(value: Any, hint: Any) -> Any:
+    """Return a value as a field of this type holds it; _ODD where omegaconf has to convert it, or to refuse it.
+
+    A whole number is a float's, a dict or list of such values is a copy; a text with a ${...} is for omegaconf.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(value) in options and type(value) in _PRIMITIVES:
+        return _ODD if isinstance(value, str) and "${" in value else value
+    if type(value) is int and float in options and abs(value) < 2**53:
+        return float(value)
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind is dict and type(value) is dict and inner[0] is str and all(type(key) is str for key in value):
+        members = {key: _exact(item, inner[1]) for key, item in value.items()}
+        return _ODD if any(item is _ODD for item in members.values()) else members
+    if kind is list and type(value) is list:
+        items = [_exact(item, inner[0]) for item in value]
+        return _ODD if any(item is _ODD for item in items) else items
+    return _ODD
 
 
 def _named(parts: dict[Any, Any], path: str) -> Iterator[tuple[str, Any]]:

@@ -236,6 +236,7 @@ def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_a_run_as_a_command(toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """The whole command, as a user gives it; the same run again shows the result that it has."""
     overrides = toy_overrides(toy_folder, [f"outputs={tmp_path / 'outputs'}"])
@@ -245,6 +246,15 @@ def test_a_run_as_a_command(toy_folder: Path, tmp_path: Path, capfd: pytest.Capt
     assert first.returncode == 0 and "artifact, read back" in first.stdout, first.stderr
     assert not list(here.iterdir()), "nothing is left where the command was given"
     assert train.start(compose(overrides)) == 0
+    again = capfd.readouterr().out
+    assert "finished before" in again and "step " not in again.split("score")[0]
+
+
+def test_a_finished_run_shows_its_result(
+    finished: Callable[..., Path], toy_folder: Path, capfd: pytest.CaptureFixture
+) -> None:
+    outputs = finished().parents[1]
+    assert train.start(compose(toy_overrides(toy_folder, [f"outputs={outputs}"]))) == 0
     again = capfd.readouterr().out
     assert "finished before" in again and "step " not in again.split("score")[0]
 

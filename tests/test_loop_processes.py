@@ -14,7 +14,6 @@ import pytest
 from golf.checkpoint import load_tensors
 from golf.rundir import ROOT
 from tests.helpers.runs import Job, assert_same_run, toy_overrides
-from tests.helpers.tiers import slow
 
 RESUMED = ["average=ema", "loader=shuffled", "budget.max_steps=24", "checkpoint.every_steps=3", "log.every_steps=1"]
 
@@ -52,13 +51,38 @@ def test_a_signal_saves_and_stops_a_process(name: str, job: Callable[..., Job]) 
     assert f"resumed at step {meta['step']}" in again.communicate()[0]
 
 
-@pytest.mark.parametrize("model", [slow("model=baseline"), "model/stack=recurrence_untied"])
+def test_two_ranks_under_a_command_train_as_one(job: Callable[..., Job], toy_folder: Path, tmp_path: Path) -> None:
+    """The whole command, as a user gives it, with torchrun; also where parts have no gradient in some steps.
+
+    Before the loop joins, its own scales and skips are unused.
+    """
+    here, model = tmp_path / "here", "model/stack=recurrence_untied"
+    here.mkdir()
+    line = toy_overrides(toy_folder, [model, "launch.nproc=2", f"outputs={tmp_path / 'two'}"])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "golf" / "train.py"), *line], capture_output=True, text=True, timeout=600, cwd=here
+    )
+    assert done.returncode == 0 and "artifact, read back" in done.stdout, done.stderr
+    assert not list(here.iterdir()), "nothing is left where the command was given"
+    one = job(model, outputs="one")
+    one.here()
+    two = job(model, "launch.nproc=2", outputs="two")
+    assert two.finished is not None and one.folder.path.name == two.folder.path.name
+    assert_ranks_agree(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["model=baseline", "model/stack=recurrence_untied"])
 def test_two_ranks_train_as_one(model: str, job: Callable[..., Job]) -> None:
-    """Also where parts have no gradient in some steps: before the loop joins, its own scales and skips are unused."""
     one, two = job(model, outputs="one"), job(model, "launch.nproc=2", outputs="two")
     assert one.folder.path.name == two.folder.path.name, "the number of ranks is no part of a run's identity"
     one.here()
     two.go()
+    assert_ranks_agree(one, two)
+
+
+def assert_ranks_agree(one: Job, two: Job) -> None:
+    """Assert that a run on two ranks came to what it comes to on one."""
     first, second = one.result(), two.result()
     assert second["world_size"] == 2 and first["train_tokens"] == second["train_tokens"]
     assert first["val_bpb"] == pytest.approx(second["val_bpb"], abs=1e-4)
