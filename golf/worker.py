@@ -67,8 +67,7 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
     state = LoopState()
 
     def stop(signum: int, frame: Any) -> None:
-        for number in PREEMPTIONS:  # once: what is said and closed on the way out is not to be cut short
-            signal.signal(number, signal.SIG_IGN)
+        ignore_preemptions()
         raise Stopped(signum, state.step)
 
     for number in PREEMPTIONS:  # the loop has its own way while it runs
@@ -80,6 +79,8 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
         work(run, prepared, folder, ranks, state, config)
         return 0
     except (Exception, KeyboardInterrupt, Stopped) as error:
+        if isinstance(error, Stopped):  # the loop's own handlers would be gone while Python ends
+            ignore_preemptions()
         code, message, expected = explain(error, state)
         # The rank that fails first says why; what it does to the others (a lost connection) is no news.
         if ranks.first or not isinstance(error, Stopped):
@@ -90,6 +91,12 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
         if not expected:
             raise
         return code
+
+
+def ignore_preemptions() -> None:
+    """Let no further signal cut short what is written and printed on the way out, or become the exit code."""
+    for number in PREEMPTIONS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def work(

@@ -22,7 +22,7 @@ from golf.keeping import LoopState
 from golf.loop import accumulate, warm_up
 from golf.rundir import RunDir, choose_folder
 from golf.scoring import Scoring
-from golf.worker import explain
+from golf.worker import PREEMPTIONS, explain, main
 from tests.helpers.runs import Job, assert_same_run
 from tests.helpers.schema import FILES, SCHEMA_KEYS
 from tests.helpers.tiers import slow
@@ -148,6 +148,18 @@ def test_a_signal_saves_and_stops_and_the_next_start_goes_on(
     assert json.loads(one.folder.status.read_text())["state"] == "stopped"
     assert load_tensors(one.folder.checkpoint)[1]["step"] == 5
     assert "resumed at step 5" in one.here()
+
+
+def test_a_signal_after_the_stop_is_ignored(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that came while Python ends would else be the exit code, in place of the run's own."""
+    one, handlers = job("budget.max_steps=12"), {number: signal.getsignal(number) for number in PREEMPTIONS}
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    try:
+        assert main(str(one.folder.path)) == 130
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in PREEMPTIONS)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_second_process_on_one_run_is_refused(job: Callable[..., Job]) -> None:

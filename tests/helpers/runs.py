@@ -22,7 +22,7 @@ from golf.compose import compose
 from golf.config import Run
 from golf.launcher import jobs
 from golf.launcher.slots import whole_machine
-from golf.worker import main
+from golf.worker import PREEMPTIONS, main
 
 TOY = [
     "track=tiny",
@@ -96,12 +96,13 @@ class Job:
     def here(self, code: int = 0) -> str:
         """Run to the end on one rank in this process, without the seconds that a process takes to import torch."""
         assert self.run.launch.nproc == 1
-        printed, handler = io.StringIO(), signal.getsignal(signal.SIGTERM)
+        printed, handlers = io.StringIO(), {number: signal.getsignal(number) for number in PREEMPTIONS}
         try:
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 found = main(str(self.folder.path))
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         assert found == code, printed.getvalue()
         return printed.getvalue()
 
