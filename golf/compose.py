@@ -63,13 +63,10 @@ def composing(arguments: Sequence[str]) -> Iterator[None]:
         raise UserError(one_line(error, arguments)) from None
 
 
-def compose_whole(overrides: Sequence[str] = (), *, leave_swept: bool = False) -> DictConfig:
-    """Compose conf/ outside of Hydra's own main; the configuration still has its `hydra` node.
-
-    leave_swept: leave out overrides with several values instead of refusing them.
-    """
+def compose_whole(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose conf/ outside of Hydra's own main; the configuration still has its `hydra` node."""
     with composing(overrides):
-        return _composer().compose(overrides, leave_swept=leave_swept)
+        return _composer().compose(overrides)
 
 
 def compose(overrides: Sequence[str] = ()) -> Run:
@@ -164,11 +161,9 @@ class Composer:
         self._stamps: dict[str, Stamp] = {}
         self._merged: dict[tuple[str, ...], DictConfig] = {}
 
-    def compose(self, overrides: Sequence[str], *, leave_swept: bool = False) -> DictConfig:
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the configuration of an override line, with its `hydra` node. Raises as Hydra and omegaconf do."""
         parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(list(overrides))
-        if leave_swept:
-            parsed = [override for override in parsed if not override.is_sweep_override()]
         self.loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=True)
         values = [override for override in parsed if self._is_value(override)]
         groups = tuple(str(override.input_line) for override in parsed if override not in values)

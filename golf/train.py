@@ -1,5 +1,6 @@
 """The Hydra door: compose, type, check, name the run's folder, and become its worker (or torchrun). Hydra ends here."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     sys.path[0] = ROOT  # it held golf/ itself, whose file names would shadow others
-    gc.disable()  # imports make objects that stay: a quarter of a start would go into looking for garbage among them
+    gc.disable()  # to the end of composing: a quarter of it would go into looking for garbage among objects that stay
 os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to main(), which prints one line
 
 import hydra
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from golf import checks, plan, result, rundir
-from golf.compose import VERSION_BASE, compose, compose_whole, composing, run_of, set_up_hydra
+from golf.compose import VERSION_BASE, compose_whole, composing, run_of, run_of_whole, set_up_hydra
 from golf.conf_files import CONF
 from golf.config import Run
 from golf.errors import UserError, in_one_line
@@ -50,12 +51,17 @@ def hydra_main(config: DictConfig) -> None:
 def run_of_line(arguments: list[str]) -> Run | None:
     """Return the run of a command line; None where there is no run to start: a sweep has run, or --help has printed.
 
-    Hydra's own main composes twice, so it gets only what needs it: sweeps, and lines with an option such as --cfg.
+    Hydra's own main composes twice, so it gets only what needs it: sweeps, and lines with an option such as --cfg. It
+    also says what is wrong with a line that does not compose, which may be a sweep of several values.
     """
-    optioned = any(argument.startswith("-") for argument in arguments)
-    if not optioned and compose_whole(arguments, leave_swept=True).hydra.mode != RunMode.MULTIRUN:
-        return compose(arguments)
+    config = None
+    if not any(argument.startswith("-") for argument in arguments):
+        with contextlib.suppress(UserError):
+            config = compose_whole(arguments)
     with composing(arguments):
+        if config is not None and config.hydra.mode != RunMode.MULTIRUN:
+            return run_of_whole(config)
+        gc.enable()
         hydra_main()
         if not handed_over:
             return None
@@ -95,6 +101,7 @@ def start(run: Run) -> int:
         return 0
     for place, key in ((data_dir, "data_dir"), (outputs, "outputs")):
         rundir.require_writable(place, key)
+    gc.enable()  # what follows may take long
     prepared = run.data.prepare(data_dir)
     checks.check_data(run, prepared)
     folder, finished = jobs.open_run(run, prepared, sys.argv)
@@ -127,6 +134,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    gc.enable()
     gc.freeze()  # what was imported stays, and is not looked at again
     sys.exit(main())

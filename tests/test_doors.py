@@ -141,7 +141,7 @@ DOOR = {"unknown key", "a cell that is wrong", "an option among overrides", "row
 
 def sweep_of(arguments: list[str]) -> None:
     """Sweep as Hydra's main would, without its second composition."""
-    config = compose_whole(arguments, leave_swept=True)
+    config = compose_whole([argument for argument in arguments if "," not in argument])
     loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
     sweeper = Plugins.instance().instantiate_sweeper(
         hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
