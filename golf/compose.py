@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -25,7 +24,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from golf.conf_files import CONF, Stamp, parse, register_resolvers, stamp_of
+from golf.conf_files import CONF, Stamp, read_yaml, register_resolvers, stamp_of
 from golf.config import Run
 from golf.errors import UserError
 from golf.typed import typed
@@ -133,8 +132,7 @@ def _load(path: str) -> tuple[dict[str, str | None], Any]:
     """Return the package header and the container of a YAML file."""
     stamp = stamp_of(path)
     if path not in _read or _read[path][0] != stamp:
-        text = Path(path).read_text(encoding="utf-8")
-        value = parse(text)
+        text, value = read_yaml(path)
         config = OmegaConf.create({} if value is None else value)
         _read[path] = (stamp, ConfigSource._get_header_dict(text[:HEADER_CHARACTERS]), config)
     return _read[path][1:]

@@ -49,6 +49,16 @@ def parse(text: str) -> Any:
     return yaml.load(text, Loader=_loader_class())
 
 
+def read_yaml(path: str | Path) -> tuple[str, Any]:
+    """Return the text and the value of a YAML file. Raises UserError, with the file and the line, where it is none."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return text, parse(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}: cannot be read as YAML: line {line}: {error.problem}") from None
+
+
 def load_part(
     name: str, *, scale: Mapping[str, float] | None = None, root: Mapping[str, Any] | None = None, **fields: Any
 ) -> Any:
@@ -61,7 +71,7 @@ def load_part(
     path = CONF / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"{name}: there is no {path}; name a YAML of conf/, such as model/mixer/mla")
-    node = parse(path.read_text(encoding="utf-8"))
+    _, node = read_yaml(path)
     if "defaults" in node:
         raise UserError(f"{name}: is made of other files (its defaults list); compose a run with it")
     register_resolvers()

@@ -85,6 +85,13 @@ def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     assert composer.compose(["part=two"]).part.size == 44, "a file that is new"
 
 
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("value: 1\npart: {size: 1\n")
+    set_up_hydra()
+    with pytest.raises(UserError, match=r"config\.yaml: cannot be read as YAML: line 3: .*expected ',' or '}'"):
+        Composer(ConfigLoaderImpl(create_config_search_path(str(tmp_path)))).compose([])
+
+
 def test_a_part_alone_is_the_part_of_a_run() -> None:
     run = compose(["track=tiny", "model/mixer=mla"])
     rope = load_part("model/rope/full")
