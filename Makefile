@@ -48,7 +48,7 @@ test-all: $(READY) ## all of both, with every combination and many more examples
 test-costs: $(READY) ## which tests of `make test ARGS=--costs=outputs/costs.json` take more than 1.5 tiny runs (trains one)
 	$(BIN)/python benchmarks/suite.py outputs/costs.json
 
-mutants: $(READY) ## break golf in a hundred ways, one line each, and count what the tests of every commit notice (an hour)
+mutants: $(READY) ## break golf in a hundred ways, one line each, and count what the tests of every commit notice (some 15 minutes)
 	$(TEST_ENV) $(BIN)/python -m tests.mutants.run $(ARGS)
 
 test-gpu: $(READY) ## bf16, compile, flash attention and nccl on a CUDA device (skips what is not there)

@@ -110,9 +110,8 @@ def set_up_hydra() -> None:
     SourcesRegistry.instance().types["file"] = CachedFileSource
 
 
-_read: dict[
-    str, tuple[Stamp, dict[str, str | None], Any]
-] = {}  # path -> its state, Hydra's header, omegaconf's container
+# path -> the file's state, Hydra's header of it, its container
+_read: dict[str, tuple[Stamp, dict[str, str | None], Any]] = {}
 
 
 class CachedFileSource(FileConfigSource):
@@ -146,7 +145,7 @@ def _composer() -> "Composer":
 
 
 class Composer:
-    """Composes configurations as Hydra does, and works out only once what each choice of groups comes to.
+    """Composes configurations as Hydra does, and merges the files of each set of group choices only once.
 
     The chosen files are read and merged, which takes nearly all the time, once for each set of group choices; the
     values of an override line go into a copy. A change of any file of the search path starts anew. `hydra.overrides`

@@ -49,9 +49,8 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
     ready: dict[str, Any] = {}  # what the constructor gets as it is
     odd: dict[str, Any] = {}  # what omegaconf has to convert
     # its own fields before inherited ones: the data of a run before the model, whose vocabulary is the data's
-    for key in sorted(
-        (item.name for item in dataclasses.fields(cls) if item.name in items), key=lambda k: k not in own
-    ):
+    present = [item.name for item in dataclasses.fields(cls) if item.name in items]
+    for key in sorted(present, key=lambda name: name not in own):
         where, value = _join(path, key), items[key]
         if value == MISSING:
             raise UserError(f"{where}={MISSING}: is not set; give a value, or choose an option of its group")

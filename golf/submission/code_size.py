@@ -27,7 +27,7 @@ PACKERS = ("python-minifier", "brotli")
 
 @dataclass(frozen=True, slots=True)
 class CodeSize:
-    """Bytes of the packed file, of the minified script in it, and of the readable script."""
+    """Holds the bytes of a packed file, of the minified script in it, and of the readable script."""
 
     packed: int
     minified: int
