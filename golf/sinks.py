@@ -105,16 +105,17 @@ class ConsoleSink(Sink):
             self.live = Progress(*columns, console=self.console, transient=True)
             self.task = self.live.add_task("starting", total=total_steps)
             self.live.start()
-        self.bpb: float | None = None
+        self.scored = ""  # the last score, for a live line that stays: it names the step that it is of
 
     def step(self, record: dict[str, Any]) -> None:
-        self.bpb = record.get("val_bpb", self.bpb)
         line = f"step {record['step']:>5}  loss {record['loss']:.4f}  {record['step_ms']:.0f} ms/step"
-        line += f"  {clock(record['seconds_left'])} left" + (f"  val {self.bpb:.4f} bpb" if self.bpb else "")
+        line += f"  {clock(record['seconds_left'])} left"
+        score = f"  val {record['val_bpb']:.4f} bpb" if "val_bpb" in record else ""
         if self.live:
-            self.live.update(self.task, completed=record["step"], description=line)
+            self.scored = f"{score} at step {record['step']}" if score else self.scored
+            self.live.update(self.task, completed=record["step"], description=line + self.scored)
         else:
-            print(line, flush=True)
+            print(line + score, flush=True)
 
     def note(self, text: str) -> None:
         if self.live:

@@ -23,11 +23,24 @@ def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture) -> None:
     sink = ConsoleSink(10)
     sink.step(RECORD)
     sink.step({**RECORD, "step": 4, "val_bpb": 1.4})
+    sink.step({key: value for key, value in RECORD.items() if key != "val_bpb"} | {"step": 5})
     sink.note("a [bracketed] note")
     sink.close(None, None)
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["step", "3", "loss", "2.5000", "12", "ms/step", "1:01", "left", "val", "1.5000", "bpb"]
-    assert out[2] == "a [bracketed] note"
+    assert "val 1.4000 bpb" in out[1] and "val" not in out[2], "a score is shown with its own step alone"
+    assert out[3] == "a [bracketed] note"
+
+
+def test_a_live_line_names_the_step_of_a_score_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    sink = ConsoleSink(10)
+    shown: list[str] = []
+    sink.live = types.SimpleNamespace(update=lambda task, **fields: shown.append(fields["description"]))  # type: ignore[assignment]
+    sink.task = 0  # type: ignore[assignment]
+    sink.step({**RECORD, "step": 4, "val_bpb": 1.4})
+    sink.step({key: value for key, value in RECORD.items() if key != "val_bpb"} | {"step": 5})
+    assert all(line.endswith("val 1.4000 bpb at step 4") for line in shown) and len(shown) == 2
 
 
 def test_metrics_are_cut_to_the_checkpoint(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Book:
         self.stream, self.ranks = stream, ranks
         self.counter = counter.to(ranks.device)
         self.graded_N = np.zeros(len(stream), dtype=np.uint8)
+        self.tokens = 0  # the sum of graded_N: a round must not cost a pass over the stream
         self.nats = torch.zeros((), dtype=torch.float64, device=ranks.device)
         self.bytes = torch.zeros((), dtype=torch.int64, device=ranks.device)
 
@@ -65,6 +66,7 @@ class Book:
         """
         there_BS = position_BS != NOTHING
         self.enter(position_BS[there_BS])
+        self.tokens += int(there_BS.sum())
         safe_BS = np.where(there_BS, position_BS, 1)
         pairs = torch.from_numpy(np.stack([self.stream[safe_BS - 1], self.stream[safe_BS]]).astype(np.int64))
         previous_BS, targets_BS = pairs.to(self.ranks.device)
@@ -83,7 +85,7 @@ class Book:
 
     def sums(self) -> tuple[float, int, int]:
         """(nats, targets, bytes) graded so far, over all ranks."""
-        tokens = torch.tensor(int(self.graded_N.sum()), dtype=torch.int64, device=self.ranks.device)
+        tokens = torch.tensor(self.tokens, dtype=torch.int64, device=self.ranks.device)
         nats = self.ranks.sum_(self.nats.clone()).item()
         counts = self.ranks.sum_(torch.stack([tokens, self.bytes])).tolist()
         return nats, counts[0], counts[1]
@@ -106,6 +108,7 @@ class Book:
     def load(self, state: dict[str, Tensor]) -> None:
         """What state() gave."""
         self.graded_N[:] = state["graded_N"].numpy()
+        self.tokens = int(self.graded_N.sum())
         self.nats.copy_(state["nats"])
         self.bytes.copy_(state["bytes"])
 

@@ -18,13 +18,14 @@ TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually,
 @dataclass(frozen=True, slots=True)
 class Standing:
     """state: waiting, queued, running, interrupted (its process is gone), stopped, failed or done. loss: nats per token
-    of the last logged step; bpb: bits per byte, the final score where done, else the last one on the way; seconds_left:
-    of training, as last logged; illegal: by golf/rundir.py's illegal()."""
+    of the last logged step; bpb: bits per byte, the final score where done, else the last one on the way, at bpb_step;
+    seconds_left: of training, as last logged; illegal: by golf/rundir.py's illegal()."""
 
     state: str
     step: int | None = None
     loss: float | None = None
     bpb: float | None = None
+    bpb_step: int | None = None
     seconds_left: float | None = None
     artifact_bytes: int | None = None
     message: str = ""
@@ -33,7 +34,7 @@ class Standing:
 
 def standing_of(result: dict[str, Any]) -> Standing:
     """Of a run that has its result."""
-    numbers = result["val_bpb"], 0.0, result["artifact_bytes"]
+    numbers = result["val_bpb"], result["steps"], 0.0, result["artifact_bytes"]
     return Standing("done", result["steps"], None, *numbers, illegal=illegal(result))
 
 
@@ -55,33 +56,35 @@ def read_standing(folder: RunDir, state_of: StateOf = by_process) -> Standing:
         return Standing("waiting")
     if status["state"] == "done":
         return Standing("failed", message="status.json says done, but result.json is missing or not whole")
-    logged = _last_logged(folder)
+    logged, scored = _last_logged(folder)
     return Standing(
         state_of(folder, status),
         logged.get("step", status.get("step")),
         logged.get("loss"),
-        logged.get("val_bpb"),
+        scored.get("val_bpb"),
+        scored.get("step"),
         logged.get("seconds_left"),
         message=status.get("message", ""),
     )
 
 
-def _last_logged(folder: RunDir) -> dict[str, Any]:
-    """The last record of metrics.jsonl, with the last val_bpb before it."""
+def _last_logged(folder: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the last record of metrics.jsonl, and the last one that holds a score; each empty where there is none."""
     try:
         with open(folder.metrics, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
-        return {}
+        return {}, {}
     last: dict[str, Any] = {}
     for line in reversed(lines):
         with contextlib.suppress(ValueError):  # a line that a kill or the seek cut
             record = json.loads(line)
-            last = (record if isinstance(record, dict) else {}) | last
-            if "val_bpb" in last:
-                break
-    return last
+            if isinstance(record, dict):
+                last = last or record
+                if "val_bpb" in record:
+                    return last, record
+    return last, {}
 
 
 def logged(folder: RunDir, key: str) -> list[tuple[int, float, float]]:

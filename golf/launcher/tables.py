@@ -103,14 +103,20 @@ def show_standings(cells: Sequence[Cell], found: Sequence[Prepared | None], titl
 
 
 def progress_of(run: Run, standing: Standing) -> tuple[str, str, str, str, str, str]:
-    """step k of n, loss, BPB, artifact bytes, time left, reason: as texts, empty where unknown."""
+    """step k of n, loss, BPB, artifact bytes, time left, reason: as texts, empty where unknown.
+
+    A score of an earlier step than the last one names its step.
+    """
     step = "" if standing.step is None else f"{standing.step:,}"
     if step and run.budget.max_steps is not None:
         step += f" of {run.budget.max_steps:,}"
+    bpb = "" if standing.bpb is None else f"{standing.bpb:.4f}" + (" ILLEGAL" if standing.illegal else "")
+    if bpb and standing.bpb_step != standing.step:
+        bpb += f" at step {standing.bpb_step:,}"
     return (
         step,
         "" if standing.loss is None else f"{standing.loss:.4f}",
-        "" if standing.bpb is None else f"{standing.bpb:.4f}" + (" ILLEGAL" if standing.illegal else ""),
+        bpb,
         "" if standing.artifact_bytes is None else f"{standing.artifact_bytes:,}",
         clock(standing.seconds_left) if standing.state == "running" and standing.seconds_left is not None else "",
         standing.message,

@@ -228,6 +228,16 @@ def test_a_target_is_graded_once_and_every_one() -> None:
     assert book.close(1.0).nats == pytest.approx(5 * math.log(8)) and book.sums()[2] == 5
 
 
+def test_the_sums_of_a_round_do_not_go_through_the_stream() -> None:
+    book = Book(np.arange(6, dtype=np.uint16), plain_counter(8), ALONE)
+    book.commit(np.array([[1, 2]]), torch.full((1, 2, 8), -math.log(8)))
+    again = Book(np.arange(6, dtype=np.uint16), plain_counter(8), ALONE)
+    again.load(book.state())
+    for one in (book, again):
+        del one.graded_N  # as long as the stream
+        assert one.sums() == (pytest.approx(2 * math.log(8)), 2, 2)
+
+
 @pytest.mark.parametrize("nothing", [-math.inf, math.nan])
 def test_padding_may_hold_anything(nothing: float) -> None:
     book = Book(np.arange(3, dtype=np.uint16), plain_counter(8), ALONE)

@@ -23,7 +23,8 @@ from golf.launcher import sweep
 from golf.launcher.cells import Cell
 from golf.launcher.grid import key_of
 from golf.launcher.slots import Pool, Slot
-from golf.launcher.standing import read_standing
+from golf.launcher.standing import Standing, read_standing
+from golf.launcher.tables import progress_of
 from golf.rundir import ROOT, RunDir
 from golf.search.space import search_of
 from hydra_plugins.golf_sweeper import plan_of
@@ -173,7 +174,8 @@ def test_standings_are_read_from_folders_alone(tmp_path: Path) -> None:
         '{"step": 2, "loss": 3.0, "seconds_left": 9, "val_bpb": 2.5}\n{"step": 4, "loss": 2.5}\n{"st'
     )
     now = read_standing(folder)
-    assert (now.state, now.step, now.loss, now.bpb) == ("running", 4, 2.5, 2.5)
+    assert (now.state, now.step, now.loss, now.bpb, now.bpb_step) == ("running", 4, 2.5, 2.5, 2)
+    assert now.seconds_left is None, "a number of an earlier record is no number of now"
     gone = subprocess.Popen(["true"])
     gone.wait()
     folder.status.write_text(json.dumps({"state": "running", "pid": gone.pid}))
@@ -182,6 +184,12 @@ def test_standings_are_read_from_folders_alone(tmp_path: Path) -> None:
     assert read_standing(folder).state == "failed", "done without a result is not done"
     folder.status.write_text("[1, 2")
     assert read_standing(folder).state == "waiting"
+
+
+def test_a_score_of_an_earlier_step_names_it(toy: Callable) -> None:
+    run = toy("budget.max_steps=6")
+    assert progress_of(run, Standing("running", 4, 2.5, 2.5, 2))[2] == "2.5000 at step 2"
+    assert progress_of(run, Standing("running", 4, 2.5, 2.5, 4))[2] == "2.5000"
 
 
 def test_pools_give_no_device_twice() -> None:
