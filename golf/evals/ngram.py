@@ -4,6 +4,7 @@ Hashed caches that look up the realised token only give ratios that are no proba
 were closed for it). Here every distribution sums to one, and its weights know the prefix only.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,19 +59,22 @@ class NGramConfig(ScorerConfig):
 
 
 class Counts:
-    """Numbers of keys, sorted: a large part that is rarely made anew, and what came since."""
+    """Numbers of keys, in sorted parts. A part holds at least twice the keys of the next one, so there are few, and a
+    key is moved to another part no more often than there are parts."""
 
     def __init__(self) -> None:
-        self.parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)) for _ in range(2)]
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, keys: np.ndarray) -> None:
-        new = np.unique(keys, return_counts=True)
-        recent = merged(self.parts[1], new)
-        if len(recent[0]) > len(self.parts[0][0]) // 4:
-            empty = np.empty(0, dtype=np.int64)
-            self.parts = [merged(self.parts[0], recent), (empty, empty)]
-        else:
-            self.parts[1] = recent
+        """Count these keys, which may repeat."""
+        self.parts.append(np.unique(keys, return_counts=True))
+        while len(self.parts) > 1 and len(self.parts[-2][0]) < 2 * len(self.parts[-1][0]):
+            self.parts[-2:] = [merged(*self.parts[-2:])]
+
+    def whole(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all keys, sorted, and their counts."""
+        empty = np.empty(0, dtype=np.int64)
+        return functools.reduce(merged, reversed(self.parts), (empty, empty))
 
     def between(self, low_P: np.ndarray, high_P: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(which of the queries, key, count) of all keys that lie in low .. high - 1, part by part."""
@@ -153,7 +157,7 @@ class NGram(Around):
 
     def state(self) -> dict[str, Tensor]:
         tails = {str(slot): tail.copy() for slot, tail in enumerate(self.tail_G)}
-        tables = {n: merged(*table.parts) for n, table in self.tables.items()}
+        tables = {n: table.whole() for n, table in self.tables.items()}
         found = {
             "tail": tails,
             "keys": {str(n): keys for n, (keys, _) in tables.items()},
@@ -166,7 +170,6 @@ class NGram(Around):
         super().load(state)
         tails = unpack(state, "tail")
         self.tail_G = [tails[str(slot)].numpy() for slot in range(len(tails))]
-        empty = np.empty(0, dtype=np.int64)
         keys, counts = unpack(state, "keys"), unpack(state, "counts")
         for n, table in self.tables.items():
-            table.parts = [(keys[str(n)].numpy(), counts[str(n)].numpy()), (empty, empty)]
+            table.parts = [(keys[str(n)].numpy(), counts[str(n)].numpy())]

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from golf.dist import ALONE
 from golf.errors import UserError
+from golf.evals import ngram
 from golf.evals.book import Book
 from golf.evals.evaluator import EvaluatorConfig, Pass, Resume
-from golf.evals.ngram import NGramConfig
+from golf.evals.ngram import Counts, NGramConfig
 from golf.evals.scorers import FixedConfig, MixtureConfig, TemperatureConfig, Window
 from golf.models.lm import LM
 from tests.evals.helpers import Model, plain_counter, score, windows_of
@@ -52,6 +53,21 @@ def test_the_shortest_context_is_kept_to(model: LM, stream: np.ndarray) -> None:
         nll_of(windows_of(16, 4, 64, chunk_tokens=32, scorer=c), model, stream).sum() for c in (from_two, counts(2))
     )
     assert abs(one - both) > 0.1
+
+
+def test_counts_are_those_of_all_keys_and_a_key_moves_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    real = ngram.merged
+    monkeypatch.setattr(ngram, "merged", lambda a, b: moved.append(len(a[0]) + len(b[0])) or real(a, b))
+    table, keys = Counts(), np.random.default_rng(1).permutation(4096)
+    for piece in np.split(keys // 2, 512):
+        table.add(piece)
+    assert sum(moved) < 4096 * math.log2(512), "a round moves its own keys, not all that were counted before"
+    assert len(table.parts) <= math.log2(512) + 1
+    queries = list(table.between(np.array([0, 7]), np.array([2048, 8])))
+    counted = sum(np.bincount(query, count, minlength=2) for query, _, count in queries)
+    assert list(counted) == [4096, 2]
+    assert [part.tolist() for part in table.whole()] == [list(range(2048)), [2] * 2048]
 
 
 def test_keys_have_room_for_the_one_after_the_last() -> None:
