@@ -16,6 +16,10 @@ class RunError(RuntimeError):
     code = 1
 
 
+class ExportError(RunError):
+    """A trained run of whose weights no artifact, or no score of one, could be made. The weights are kept."""
+
+
 class BusyError(RunError):
     """Another process is at work there."""
 

@@ -41,7 +41,6 @@ def export(
 ) -> dict[str, Any]:
     """The ladder (raw, averaged, quantised, main) and everything of result.json but the run's own names."""
     model, averager, scoring = trained.model, trained.averager, trained.scoring
-    broken = broken_rules(run)
 
     # ---------------------------------------------------------------- raw and averaged weights
     with ledger.phase("eval", run.eval.split):
@@ -55,36 +54,29 @@ def export(
             pre_quant = scoring.score(model)
     raw_too = "" if averager.identity else f" (last weights {raw.bpb:.4f})"
     sinks.note(f"before quantisation: {pre_quant.bpb:.4f} bpb of the {averager.name()}{raw_too}")
-
-    # ---------------------------------------------------------------- the artifact, written and read back
-    with averager.applied(model):
-        measured = calibrate(run, prepared, model, ranks, ledger)
-    fitted: dict[str, Any] = {}
+    facts = {"raw_bpb": raw.bpb, "pre_quant_bpb": pre_quant.bpb, **_setting_part(run, state, ranks, trained)}
     if ranks.first:
-        fitted = store(
-            run, prepared, weights, averager.name(), model.stored_roles(), keeping.artifact, ledger, measured
-        )
-        if fitted:
-            sinks.note(told(fitted, run.cap_bytes))
-    ranks.barrier()
+        keeping.trained({**facts, **_time_part(run, state, ledger), "peak_memory_bytes": _peak_memory(ranks.device)})
 
-    # ---------------------------------------------------------------- scores of what was read back
+    # ---------------------------------------------------------------- the artifact, written, read back and scored
+    with keeping.exporting():
+        with averager.applied(model):
+            measured = calibrate(run, prepared, model, ranks, ledger)
+        fitted: dict[str, Any] = {}
+        if ranks.first:
+            roles = model.stored_roles()
+            fitted = store(run, prepared, weights, averager.name(), roles, keeping.artifact, ledger, measured)
+            if fitted:
+                sinks.note(told(fitted, run.cap_bytes))
+        ranks.barrier()
+        scored = score_artifact(run, keeping, model, averager.name(), scoring, pre_quant.bpb, ranks, sinks, ledger)
     return {
-        "raw_bpb": raw.bpb,
-        **score_artifact(run, keeping, model, averager.name(), scoring, pre_quant.bpb, ranks, sinks, ledger),
+        **facts,
+        **scored,
         **_time_part(run, state, ledger),
         "quant_seconds": quant_seconds(ledger),
         "fit": fitted or None,
-        "average": averager.name(),
         "peak_memory_bytes": _peak_memory(ranks.device),
-        "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
-        "world_size": ranks.world,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
-        "attention": {"backend": trained.backend.name, "reason": trained.backend.reason},
-        "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[model.compute_dtype],
-        "legal": False if broken else None,  # what breaks no rule by itself is yet to be audited
-        "legality": broken,
     }
 
 
@@ -218,6 +210,22 @@ def _size_part(run: Recipe, artifact_bytes: int, model: LM, fresh: LM) -> dict[s
 def quant_seconds(ledger: Ledger) -> float:
     """What it took from trained weights to the file."""
     return sum(ledger.phases[name]["seconds"] for name in ("calibrate", "quantise", "encode"))
+
+
+def _setting_part(run: Recipe, state: LoopState, ranks: Ranks, trained: Trained) -> dict[str, Any]:
+    """Return with what and under which rules a run was trained."""
+    broken = broken_rules(run)
+    return {
+        "average": trained.averager.name(),
+        "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
+        "world_size": ranks.world,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+        "attention": {"backend": trained.backend.name, "reason": trained.backend.reason},
+        "precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[trained.model.compute_dtype],
+        "legal": False if broken else None,  # what breaks no rule by itself is yet to be audited
+        "legality": broken,
+    }
 
 
 def _time_part(run: Recipe, state: LoopState, ledger: Ledger) -> dict[str, Any]:

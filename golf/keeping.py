@@ -1,9 +1,11 @@
 """What a run keeps beside its artifact, and where it goes on from: checkpoints, weights, passes over the text."""
 
+import contextlib
 import hashlib
 import json
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from golf.averaging import Averager
 from golf.checkpoint import load_tensors, pack, save_tensors, unpack
 from golf.config import Checkpoint
 from golf.dist import Ranks
-from golf.errors import RunError
+from golf.errors import ExportError, RunError, UserError
 from golf.evals.book import Score, TraceLine
 from golf.evals.evaluator import EvaluatorConfig, Note, Pass, Resume
 from golf.late import Late
@@ -23,7 +25,7 @@ from golf.ledger import Ledger
 from golf.models.lm import LM
 from golf.nodes import plain
 from golf.optim.optimizer import Optimizer
-from golf.rundir import RunDir, write_atomic
+from golf.rundir import RunDir, write_atomic, write_json
 from golf.tokens.loader import Loader
 
 SAVE_SECONDS, TELL_SECONDS = 60.0, 20.0
@@ -81,6 +83,14 @@ class Keeping:
 
     def weights(self, weights: dict[str, Tensor], step: int) -> None:
         """Keep the averaged weights, before quantisation."""
+
+    def trained(self, measured: dict[str, Any]) -> None:
+        """Keep what was measured up to there, so that the weights can be quantised by another process."""
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Say of an error in here what the kept weights can still be used for."""
+        yield
 
     def evaluation(self, of: str, tell: Callable[[str], None]) -> "EvalFiles | None":
         """Where an evaluation goes on and leaves its trace. of: sha256 of what is scored."""
@@ -146,6 +156,23 @@ class Kept(Keeping):
     def weights(self, weights: dict[str, Tensor], step: int) -> None:
         save_tensors(self.folder.weights, weights, {"step": step})
 
+    def trained(self, measured: dict[str, Any]) -> None:
+        write_json(self.folder.trained, measured)
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Raise ExportError for whatever fails but the disk: the same command would fail there again."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            command = f"python golf/quantize.py run={shlex.quote(str(self.folder.path))}"
+            raise ExportError(
+                f"{reason_of(error)}; training is done and its weights are kept: to make an artifact of them with "
+                f"other settings, {command} quant=... (or quant.rounding.damping=..., codec=..., eval=...)"
+            ) from error
+
     def evaluation(self, of: str, tell: Callable[[str], None]) -> "EvalFiles | None":
         return EvalFiles(self.folder.path, of, tell)
 
@@ -157,6 +184,18 @@ class Kept(Keeping):
             entry = {"time": time.time(), "run": path.name, "sweep": path.parent.name, "evaluator": evaluator}
             with open(path.parents[1] / PASSES, "a") as file:
                 file.write(json.dumps(entry | {"tokens": score.tokens, "bpb": score.bpb}) + "\n")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, torch or the device had no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's own words where it has some for people, else its type and message."""
+    if out_of_memory(error):
+        return "out of memory"
+    return str(error) if isinstance(error, UserError | RunError) else f"{type(error).__name__}: {error}"
 
 
 class EvalFiles:

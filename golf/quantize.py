@@ -1,11 +1,12 @@
-"""The quantiser's door: other artifacts out of a finished run, without training; and what an artifact holds.
+"""The quantiser's door: other artifacts out of a trained run, without training; and what an artifact holds.
 
     python golf/quantize.py run=outputs/single/RUN quant=int6_gptq quant.rounding.damping=0.02
     python golf/quantize.py -m run=outputs/single/RUN quant=int6,int6_gptq codec=zstd,entropy
     python golf/quantize.py -m run=outputs/single/RUN +sweep=gptq_grid
     python golf/quantize.py inspect=outputs/single/RUN/artifact.golf
 
-run: a folder that golf/train.py made, or several with commas. What may change is quant, codec and eval; the rest is as
+run: a folder that golf/train.py made, or several with commas; its training must have ended, its own export may have
+failed. What may change is quant, codec and eval; the rest is as
 the run was started. Each cell is a run folder of its own beside the source's, with the source as its parent.
 """
 
@@ -30,6 +31,7 @@ DOOR = Door(
     changeable=("quant", "codec", "eval"),
     prefix="requantised",
     act=requantise,
+    artifact=False,
     columns={
         "BPB": lambda found: f"{found['val_bpb']:.4f}",
         "quant gap": lambda found: f"{found['quant_gap_bpb']:+.4f}",

@@ -1,4 +1,4 @@
-"""A finished run through another quantiser, codec or evaluator: no training, a result like any other."""
+"""A trained run through another quantiser, codec or evaluator: no training, a result like any other."""
 
 import shutil
 from collections.abc import Callable
@@ -27,12 +27,14 @@ from golf.tokens.prepare import Prepared
 from golf.typed import typed
 
 TRAINED = ("steps", "train_tokens", "train_seconds", "step_ms", "step_ms_mean", "tokens_per_second", "raw_bpb")
+OF_TRAINING = ("phases", "pre_quant_bpb", "legality", "device", "attention", "precision")
 KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size", "threads")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A finished run: its folder, typed configuration, data and result."""
+    """A trained run: its folder, typed configuration and data. result: of a finished one; of one whose export failed,
+    what was measured in training (RunDir.trained), with its fingerprint."""
 
     folder: RunDir
     run: Run
@@ -40,10 +42,15 @@ class Source:
     result: dict[str, Any]
 
 
-def open_source(path: Path, *, weights: bool = True) -> Source:
-    """Raises UserError where no finished run stands there, with kept weights if they are asked for."""
+def open_source(path: Path, *, weights: bool = True, artifact: bool = True) -> Source:
+    """Return the run in a folder. weights: whether its kept weights are asked for; artifact: whether its result is.
+
+    Raises UserError where no such run stands there.
+    """
     folder = RunDir(path.resolve())
     config, result = read_json(folder.config), folder.finished()
+    if not artifact and result is None and isinstance(config, dict):
+        result = _of_training(folder, config)
     if not isinstance(config, dict) or result is None or (weights and not folder.weights.exists()):
         what = "no finished run with weights.safetensors" if weights else "no finished run"
         raise UserError(f"run={path}: {what}; name a folder that golf/train.py made")
@@ -52,6 +59,14 @@ def open_source(path: Path, *, weights: bool = True) -> Source:
     except UserError as error:
         raise UserError(f"run={path}: made by a golf whose configurations were others ({error})") from None
     return Source(folder, run, Prepared.load(Path(config["prepared"]["folder"])), result)
+
+
+def _of_training(folder: RunDir, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what was measured in a training whose export failed, named as a result names it; None without one."""
+    trained = read_json(folder.trained)
+    if not isinstance(trained, dict) or not {*KEPT, *OF_TRAINING} <= set(trained):
+        return None
+    return {**trained, "fingerprint": config["fingerprint"]}
 
 
 Make = Callable[[LM, RunDir, Ranks, Ledger], dict[str, Any]]  # writes the artifact; what a fit chose, else nothing

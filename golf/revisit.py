@@ -29,7 +29,8 @@ NOT_PASSED = ("label", "sweep", "sweep_label", "hydra", "plan", "rerun", "resume
 @dataclass(frozen=True, slots=True)
 class Door:
     """name: the script; changeable: groups that its arguments may set; prefix: of the folder of cells; act: makes a
-    cell's folder and result out of (source, run, sinks, command); columns: of the table at the end, by title."""
+    cell's folder and result out of (source, run, sinks, command); columns: of the table at the end, by title; artifact:
+    whether the run must have an artifact and a result, not just trained weights."""
 
     name: str
     usage: str
@@ -37,6 +38,7 @@ class Door:
     prefix: str
     act: Callable[..., tuple[RunDir, dict[str, Any]]]
     columns: dict[str, Callable[[dict[str, Any]], str]]
+    artifact: bool = True
 
     @in_one_line
     def main(self, arguments: list[str], other: Callable[[list[str]], bool] = lambda given: False) -> int:
@@ -63,7 +65,7 @@ class Door:
             raise UserError(f"{many[0].key}: several values; add -m to make a cell of each")
         plan = plan_of(compose_whole([f"+sweep={own['sweep']}"])) if "sweep" in own else Plan(None, None, (), {})
         cells = []
-        for source in [open_source(Path(folder)) for folder in own["run"].split(",")]:
+        for source in [open_source(Path(folder), artifact=self.artifact) for folder in own["run"].split(",")]:
             for overrides in expand(plan, axes):
                 label = next((value_of(o) for o in overrides if key_of(o) == "label"), None)
                 name = label or "-".join(slug(o) for o in overrides) or "again"

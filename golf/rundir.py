@@ -106,6 +106,11 @@ class RunDir:
         return self.path / "weights.safetensors"
 
     @property
+    def trained(self) -> Path:
+        """What was measured in training, written once the weights are kept and before they are quantised."""
+        return self.path / "trained.json"
+
+    @property
     def artifact(self) -> Path:
         return self.path / "artifact.golf"
 

@@ -16,15 +16,14 @@ if __name__ == "__main__":
 
     die_with_torchrun(sys.argv[-1])  # before the seconds that torch takes to import
 
-import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from golf import dist, result
 from golf.checkpoint import load_meta
 from golf.config import Run
-from golf.errors import RunError, UserError
+from golf.errors import BusyError, ExportError, RunError, UserError
 from golf.export import export
-from golf.keeping import Kept, LoopState
+from golf.keeping import Kept, LoopState, out_of_memory
 from golf.ledger import Ledger
 from golf.loop import Stopped, train
 from golf.rundir import RunDir, environment, read_json, write_json
@@ -57,7 +56,7 @@ def main(path: str) -> int:
                 print(f"golf: {folder.path} is finished already; nothing is written", file=sys.stderr, flush=True)
                 return 0
             return attempt(run, prepared, folder, ranks, config)
-    except RunError as error:  # the folder is another process's: leave its status alone
+    except BusyError as error:  # the folder is another process's: leave its status alone
         print(f"golf: {error}", file=sys.stderr, flush=True)
         return FAILED
 
@@ -148,7 +147,10 @@ def explain(error: BaseException, state: LoopState) -> tuple[int, str, bool]:
     again = f"{saved}; the same command goes on from there" if state.saved_step is not None else saved
     if isinstance(error, Stopped | KeyboardInterrupt):
         return STOPPED, f"{str(error) or 'stopped by SIGINT'}; {again}", True
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, ExportError):  # the same command would fail there again; its message says what would not
+        cause = error.__cause__
+        return FAILED, str(error), cause is None or isinstance(cause, UserError | RunError) or out_of_memory(cause)
+    if out_of_memory(error):
         return FAILED, f"out of memory at step {state.step}; lower batch.max_microbatch_sequences; {again}", True
     if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
         return FAILED, f"disk full at step {state.step}; free some space; {again}", True

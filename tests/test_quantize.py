@@ -1,16 +1,18 @@
 """golf/quantize.py: other artifacts of a finished run, and what an artifact holds."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from golf import quantize
+from golf import evaluate, quantize
 from golf.compose import compose
 from golf.config import fingerprint
+from golf.errors import ExportError, RunError
 from golf.requantise import open_source
-from tests.helpers.runs import toy_overrides
+from tests.helpers.runs import Job, toy_overrides
 
 
 @pytest.fixture
@@ -51,6 +53,55 @@ def test_another_quantiser_is_the_run_that_would_have_trained_with_it(made: Path
     before = (found["folder"] / "result.json").stat().st_mtime_ns
     assert quantize.main([f"run={made}", "quant=int8", "codec=entropy"]) == 0
     assert (found["folder"] / "result.json").stat().st_mtime_ns == before, "a finished cell is not made again"
+
+
+HOPELESS = ("quant=int6_gptq", "quant.rounding.damping=1e-8", "quant.calibration.tokens=1")
+
+
+def test_weights_whose_export_failed_are_taken_up_by_another_quantiser(
+    job: Callable[..., Job], finished: Callable[..., Path], toy_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one = job(*HOPELESS)
+    (one.folder.path / "command.txt").write_text(shlex.join(["train.py", *toy_overrides(toy_folder, HOPELESS)]))
+    printed = one.here(code=1)
+    assert "quant.rounding.damping=1e-08" in printed and "Traceback" not in printed
+    assert "golf/quantize.py run=" in printed and "same command" not in printed, "it would fail there again"
+    assert one.folder.get_status()["state"] == "failed" and one.folder.finished() is None
+    assert quantize.main([f"run={one.folder.path}", "quant=int8"]) == 0
+    (made,) = results_beside(one.folder.path).values()
+    whole = json.loads((finished("quant=int8") / "result.json").read_text())
+    for key in ("val_bpb", "raw_bpb", "artifact_bytes", "steps", "train_tokens", "legality", "fingerprint"):
+        assert made[key] == whole[key], key
+    assert set(whole) <= set(made)
+    assert quantize.main([f"run={one.folder.path}", *HOPELESS[1:2], "quant.rounding.block=16"]) == 1
+    assert "damping" in capsys.readouterr().err
+
+
+def test_other_doors_want_a_whole_run(job: Callable[..., Job], capsys: pytest.CaptureFixture) -> None:
+    one = job(*HOPELESS)
+    one.here(code=1)
+    assert evaluate.main([f"run={one.folder.path}", "eval=plain"]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), MemoryError(), RunError("the score is nan")])
+def test_whatever_fails_after_training_names_the_weights(
+    error: Exception, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In scoring as in quantising; a bug keeps its traceback."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("golf.export.read_artifact", fail)
+    one = job()
+    if str(error) == "a bug":
+        with pytest.raises(ExportError, match=r"a bug; .* weights are kept"):
+            one.here(code=1)
+    else:
+        assert "weights are kept" in one.here(code=1)
+    message = one.folder.get_status()["message"]
+    assert "golf/quantize.py run=" in message and "same command" not in message
 
 
 @pytest.mark.wide
