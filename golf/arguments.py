@@ -1,8 +1,22 @@
-"""Command lines of key=value words, for the doors that compose nothing."""
+"""Command lines of the doors that compose nothing: key=value words, and argparse's in one line."""
 
+import argparse
+import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 from golf.errors import UserError
+from golf.suggestions import did_you_mean, hint
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors of one line, with the option that is near to an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)
+        names = [name for action in self._actions for name in [*action.option_strings, *(action.choices or ())]]
+        near = did_you_mean(wrong[1], names) if wrong else ""
+        raise UserError(f"{message}; {near}{self.prog} --help says what there is")
 
 
 def key_values(arguments: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
@@ -11,16 +25,21 @@ def key_values(arguments: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in keys:
-            raise UserError(f"{argument}: takes {', '.join(keys)}, each as key=value")
+            near = hint(key.lstrip("-"), keys)
+            raise UserError(f"{argument}: takes {', '.join(keys)}, each as key=value{near}")
         if key in given:
             raise UserError(f"{key} is given twice ({key}={given[key]} and {argument}); keep one")
         given[key] = value
     return given
 
 
+def one_of(key: str, value: str, choices: Sequence[str]) -> str:
+    """Return the value of a key. Raises UserError where it is none of `choices`."""
+    if value not in choices:
+        raise UserError(f"{key}={value}: {' or '.join(choices)}{hint(value, choices)}")
+    return value
+
+
 def switched_on(given: dict[str, str], key: str) -> bool:
     """Whether key=true was given. Raises UserError for anything but true and false."""
-    value = given.get(key, "false")
-    if value not in ("true", "false"):
-        raise UserError(f"{key}={value}: true or false")
-    return value == "true"
+    return one_of(key, given.get(key, "false"), ("true", "false")) == "true"

@@ -23,6 +23,7 @@ from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, 
 from golf.errors import UserError, in_one_line
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
 from golf.requantise import open_source
+from golf.suggestions import hint
 
 GO_WITH = {"run": ("evaluator", "known_bad"), "sweep": ("evaluator",), "experiments": ()}
 KEYS = ("run", "sweep", "experiments", "evaluator", "known_bad")
@@ -100,7 +101,9 @@ def over_experiments(names: str) -> int:
     """A row for each experiment of conf/, as it comes."""
     chosen = experiments() if names == "all" else names.split(",")
     if unknown := set(chosen) - set(experiments()):
-        raise UserError(f"experiments={sorted(unknown)[0]}: there is none of this name in conf/experiment")
+        name = sorted(unknown)[0]
+        near = hint(name, ["all", *experiments()])
+        raise UserError(f"experiments={name}: there is none of this name in conf/experiment{near}")
     print("experiments, with fresh weights on made-up text, windows of 64 (tiny track)")
     wide, failures = max(map(len, chosen)), 0
     print(f"{'':{wide}}  {'legal':14}  {'declared':13}  {'  '.join(f'{probe:13}' for probe in MADE_UP)}", flush=True)

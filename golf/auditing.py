@@ -26,6 +26,7 @@ from golf.nodes import plain
 from golf.requantise import Source, open_source
 from golf.rundir import environment, write_json
 from golf.submission.code_size import code_size
+from golf.suggestions import hint
 from golf.tokens.prepare import Prepared
 from golf.tokens.shards import open_shard
 from golf.tokens.tokenizer import ByteCounter
@@ -78,7 +79,8 @@ def case_of(source: Source, evaluator: str) -> Case:
     """The run's artifact, in fp32, with one of its evaluators and pieces of the text that it was scored on."""
     run, prepared = source.run, source.prepared
     if evaluator not in run.eval.evaluators:
-        raise UserError(f"evaluator={evaluator}: the run has {', '.join(run.eval.evaluators)}")
+        near = hint(evaluator, run.eval.evaluators)
+        raise UserError(f"evaluator={evaluator}: the run has {', '.join(run.eval.evaluators)}{near}")
     meant = run.eval.evaluators[evaluator]
     chosen = meant.in_brief()
     counter = ByteCounter.from_tokenizer(prepared.tokenizer)

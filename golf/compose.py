@@ -1,12 +1,14 @@
 """From conf/ to a typed Run: what the Hydra door, tests and benchmarks share. Only doors import this file."""
 
 import copy
+import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -14,6 +16,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathElement
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -24,31 +27,41 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from golf import command_line
 from golf.conf_files import CONF, Stamp, read_yaml, register_resolvers, stamp_of
 from golf.config import Run
 from golf.errors import UserError
+from golf.launcher.grid import key_of, run_label
+from golf.suggestions import hint, nearest, nearest_key
 from golf.typed import typed
 
 VERSION_BASE = "1.3"
 MOST_KEPT = 64  # merged configurations, of some megabytes each
+NEEDED = {item.name for item in dataclasses.fields(Run) if item.default_factory is dataclasses.MISSING}
+NAMES = {item.name for item in dataclasses.fields(Run)}
 HEADER_CHARACTERS = 512  # of a file, in which Hydra looks for `# @package`
 
 
-def run_of(config: DictConfig, choices: Mapping[str, str | None]) -> Run:
-    """The typed run of a composed configuration; choices: group -> option, for the label where none is given."""
-    node = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(node, dict)
-    if node.get("label") is None:
-        node["label"] = choices.get("experiment") or f"{choices.get('model')}-{choices.get('quant')}"
-    return typed(node, "", Run)
+def run_of_whole(config: DictConfig, added: Sequence[str] = ()) -> Run:
+    """The typed run of a composed configuration, whose `hydra` node is taken out.
 
-
-def run_of_whole(config: DictConfig) -> Run:
-    """The typed run of a configuration that still has its `hydra` node; the node is taken out."""
+    added: overrides that its label tells of, if none of them is a label: experiment=pr401 model.dim=64 is called
+    pr401-model.dim_64.
+    """
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
-    return run_of(config, choices)
+    node = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(node, dict)
+    for key in sorted(map(str, node.keys() - NAMES)):
+        near = hint(key, [*NAMES, *(path.name for path in CONF.iterdir() if path.is_dir())])
+        raise UserError(f"{key}={node[key]}: there is no key {key}; --cfg job prints every key there is{near}")
+    if node.get("label") is None:
+        node["label"] = choices.get("experiment") or f"{choices.get('model')}-{choices.get('quant')}"
+    if added and not any(key_of(override) == "label" for override in added):
+        told = ("experiment",) if choices.get("experiment") else ("model", "quant")
+        node["label"] = run_label(node["label"], [override for override in added if key_of(override) not in told])
+    return typed(node, "", Run)
 
 
 @contextmanager
@@ -65,7 +78,12 @@ def composing(arguments: Sequence[str]) -> Iterator[None]:
 def compose_whole(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose conf/ outside of Hydra's own main; the configuration still has its `hydra` node."""
     with composing(overrides):
-        return _composer().compose(overrides)
+        return composer_of(overrides).compose(overrides)
+
+
+def composer_of(overrides: Sequence[str]) -> "Composer":
+    """The composer of a command line, with the folders of its `hydra.searchpath`."""
+    return _composer(command_line.search_paths(overrides))
 
 
 def compose(overrides: Sequence[str] = ()) -> Run:
@@ -77,27 +95,47 @@ def compose(overrides: Sequence[str] = ()) -> Run:
 
 def one_line(error: Exception, arguments: Sequence[str]) -> str:
     """The message of a composition error, with the offending argument and without Hydra's advice to append it."""
-    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         given = next((a for a in arguments if a.lstrip("+~").startswith(unknown[1])), unknown[1])
         if (CONF / unknown[1].replace(".", "/")).is_dir():
             return f"{given}: {unknown[1]} has no default to change; add it, with +{given.lstrip('+')}"
-        return f"{given}: there is no key {unknown[1]}; --cfg job prints every key there is"
-    several = re.search(r"Ambiguous value for argument '([^']+)'", str(error))
+        return _no_key(given, unknown[1], arguments)
+    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if several:
         key, _, values = several[1].partition("=")
         return (
             f"{several[1]}: several values; add -m to sweep over them, or write {key}=[{values}] for a list, "
-            f"{key}='{values}' for a text"
+            f"{command_line.in_shell(key, values)} for a text"
         )
-    resolving = re.search(r"ValueError raised while resolving interpolation: (.*)", str(error))
+    resolving = re.search(r"ValueError raised while resolving interpolation: (.*)", text)
     if resolving:
         return resolving[1]
     if not isinstance(error, HydraException | OmegaConfBaseException):  # Hydra stumbled over a group's value
         groups = [a for a in arguments if "." not in a.split("=")[0] and re.search(r"=(null|\[.*\])?$", a)]
         return f"{' '.join(groups) or error}: a group takes the name of one of its options; --help lists them"
-    message = str(error).split("Config search path:")[0]  # where Hydra looked is no help, and long
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+    message = text.split("Config search path:")[0]  # where Hydra looked is no help, and long
+    missing = (getattr(error, "missing_cfg_file", None) or "").split("/")[-1]
+    near = hint(missing, getattr(error, "options", None) or ())
+    return " ".join(line.strip() for line in message.splitlines() if line.strip()) + near
+
+
+def _no_key(given: str, key: str, arguments: Sequence[str]) -> str:
+    """Say that there is no such key, and which is near: of the configuration, or of the groups."""
+    composer = composer_of(arguments)
+    groups = composer.groups()
+    chosen = [argument for argument in arguments if key_of(argument) in groups]
+    try:
+        config = composer.compose(chosen)
+    except (HydraException, OmegaConfBaseException):
+        config = composer.compose([])
+    keys = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(keys, dict)
+    near = nearest(key, groups) if "/" in key else nearest_key(key, {**dict.fromkeys(groups), **keys})
+    return f"{given}: there is no key {key}; --cfg job prints every key there is" + (
+        "" if near is None else f"; did you mean {near}?"
+    )
 
 
 # ---------------------------------------------------------------- Hydra
@@ -131,17 +169,24 @@ def _load(path: str) -> tuple[dict[str, str | None], Any]:
     """Return the package header and the container of a YAML file."""
     stamp = stamp_of(path)
     if path not in _read or _read[path][0] != stamp:
-        text, value = read_yaml(path)
-        config = OmegaConf.create({} if value is None else value)
+        text, config = read_yaml(path)
         _read[path] = (stamp, ConfigSource._get_header_dict(text[:HEADER_CHARACTERS]), config)
     return _read[path][1:]
 
 
 @cache
-def _composer() -> "Composer":
+def _composer(folders: tuple[str, ...] = ()) -> "Composer":
+    """The composer of conf/ and of further folders, file:// URLs. UserError where one hides behind a file of conf/."""
     set_up_hydra()
     setbase(VERSION_BASE)
-    return Composer(ConfigLoaderImpl(create_config_search_path(str(CONF))))
+    path = create_config_search_path(str(CONF))
+    for folder in folders:
+        root = Path(folder.removeprefix("file://"))
+        for file in sorted(root.rglob("*.yaml")):
+            if (CONF / file.relative_to(root)).exists():
+                raise UserError(f"{file}: conf/ has a file of this name, which is read in its place; rename it")
+        path.get_path().insert(-1, SearchPathElement("command line", folder))  # the last one is Hydra's own schema
+    return Composer(ConfigLoaderImpl(path))
 
 
 class Composer:
@@ -160,7 +205,7 @@ class Composer:
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the configuration of an override line, with its `hydra` node. Raises as Hydra and omegaconf do."""
-        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(list(overrides))
+        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(self.without_nulls(overrides))
         self.loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=True)
         values = [override for override in parsed if self._is_value(override)]
         groups = tuple(str(override.input_line) for override in parsed if override not in values)
@@ -172,6 +217,28 @@ class Composer:
         config = copy.deepcopy(self._merged[groups])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return config
+
+    def without_nulls(self, overrides: Sequence[str]) -> list[str]:
+        """Return overrides in Hydra's words: GROUP=null, as --cfg prints it, is the empty list of options there.
+
+        Raises UserError for a group that no run can do without.
+        """
+        return [f"{word.removesuffix('null')}[]" if self._is_null(word) else word for word in overrides]
+
+    def _is_null(self, word: str) -> bool:
+        group = key_of(word).split("@")[0]
+        if not word.endswith("=null") or not self.loader.repository.group_exists(group):
+            return False
+        without = self.loader.repository.load_config(self.config_name)
+        if group in NEEDED and (without is None or group not in without.config):
+            options = ", ".join(self.loader.repository.get_group_options(group))
+            raise UserError(f"{word}: a group takes the name of one of its options, here {options}")
+        return True
+
+    def groups(self) -> list[str]:
+        """Return the groups of conf/, such as model/mlp."""
+        roots = [Path(source.path) for source in self.loader.get_sources() if source.scheme() == "file"]
+        return sorted({str(path.relative_to(root)) for root in roots for path in root.rglob("*") if path.is_dir()})
 
     def _is_value(self, override: Override) -> bool:
         """Return whether an override changes what the merged files hold, and not which files they are."""

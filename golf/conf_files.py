@@ -2,14 +2,16 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
 
 from golf.errors import UserError
 from golf.rundir import ROOT
@@ -17,6 +19,9 @@ from golf.typed import typed
 
 CONF = ROOT / "conf"
 FULL_SIZE = {"width": 1.0, "depth": 1.0, "batch": 1.0, "steps": 1.0, "seq": 1.0}
+
+TAB = re.compile(r"^ *\t", re.MULTILINE)
+TABS = "; a line begins with a tab, and YAML is indented with blanks"
 
 Stamp = tuple[int, int]  # a file's modification time in nanoseconds and its size in bytes
 
@@ -27,15 +32,30 @@ def stamp_of(path: str | Path) -> Stamp:
     return state.st_mtime_ns, state.st_size
 
 
+TEXT = "tag:yaml.org,2002:str"
+NOT_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null")}
+
+
 @cache
 def _loader_class() -> type:
-    """Return omegaconf's YAML loader (its numbers, no dates, no key twice) on libyaml's parser where PyYAML has it."""
+    """Return omegaconf's YAML loader (its numbers, no dates, no key twice) on libyaml's parser where PyYAML has it.
+
+    Keys are texts as they are written: a row may be called `on`, `null` or `1e3`.
+    """
     pure_python: Any = get_yaml_loader()
+
+    class Loader(pure_python):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                if isinstance(key, yaml.ScalarNode) and key.tag in NOT_TEXT:
+                    key.tag = TEXT
+            return super().construct_mapping(node, deep=deep)
+
     if not yaml.__with_libyaml__:
-        return pure_python
+        return Loader
     from yaml.cyaml import CParser
 
-    class FastLoader(CParser, pure_python):
+    class FastLoader(CParser, Loader):
         def __init__(self, stream: Any):
             CParser.__init__(self, stream)
             yaml.constructor.SafeConstructor.__init__(self)
@@ -45,18 +65,46 @@ def _loader_class() -> type:
 
 
 def parse(text: str) -> Any:
-    """Return the value of a YAML text, as OmegaConf.load reads it."""
+    """Return the value of a YAML text, as OmegaConf.load reads it, but for its keys."""
     return yaml.load(text, Loader=_loader_class())
 
 
-def read_yaml(path: str | Path) -> tuple[str, Any]:
-    """Return the text and the value of a YAML file. Raises UserError, with the file and the line, where it is none."""
-    text = Path(path).read_text(encoding="utf-8")
+def read_yaml(path: str | Path) -> tuple[str, DictConfig]:
+    """Return the text of a YAML file and what it holds, which is empty where the file is.
+
+    Raises UserError, with the file and the line, where it is no such file.
+    """
+    text = _text_of(path)
     try:
-        return text, parse(text)
+        value = parse(text)
+        config = OmegaConf.create({} if value is None else value) if isinstance(value, dict | None) else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}: cannot be read as YAML: line {line}: {error.problem}") from None
+        reason = f"{error.problem}{TABS if TAB.search(text) else ''}"
+        raise UserError(f"{path}: cannot be read as YAML: line {line}: {reason}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{path}: cannot be read as YAML: line {line}: {error.reason}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as YAML: {reason}") from None
+    if config is None:
+        raise UserError(f"{path}: is no mapping; a file of conf/ holds lines of key: value")
+    return text, config
+
+
+def _text_of(path: str | Path) -> str:
+    """Return a UTF-8 file as text, without a byte order mark. Raises UserError where it is none."""
+    try:
+        blob = Path(path).read_bytes()
+        return blob.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = blob.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: cannot be read as YAML: line {line}: is not UTF-8 ({error.reason})") from None
 
 
 def load_part(

@@ -19,9 +19,11 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.table import Table
 
+from golf.arguments import Parser
 from golf.compose import compose
 from golf.conf_files import CONF
 from golf.errors import UserError, in_one_line
+from golf.suggestions import did_you_mean
 from golf.tokens.prepare import DataConfig, Prepared
 from golf.tokens.verify import verify_prepared
 
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python golf/data.py", description="Prepare, list and check data.")
+    parser = Parser(prog="python golf/data.py", description="Prepare, list and check data.")
     commands = parser.add_subparsers(required=True, metavar="prepare | list | check")
     prepare = commands.add_parser("prepare", help="download, tokenise and cache; again is free")
     prepare.add_argument("overrides", nargs="+", metavar="data=NAME data.KEY=VALUE")
@@ -101,7 +103,8 @@ def data_of(overrides: list[str]) -> DataConfig:
     """What the overrides of a run's command line make of its data; UserError with the key for anything wrong."""
     if not any(item.startswith("data=") for item in overrides):
         choices = ", ".join(sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
-        raise UserError(f"data=(none): name one of {choices}")
+        near = did_you_mean(overrides[0].split("=")[0], ["data"])
+        raise UserError(f"data=(none): name one of {choices}; {near}it was {' '.join(overrides)}")
     return compose(overrides).data
 
 

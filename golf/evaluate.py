@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The scorer's door: a finished run's artifact through other evaluators, without training or quantising again.
 
     python golf/evaluate.py run=outputs/single/RUN eval=sliding

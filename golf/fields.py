@@ -3,13 +3,16 @@
 import math
 from types import MappingProxyType
 
+from golf.suggestions import hint
+
 OPERATIONAL = MappingProxyType({"operational": True})  # metadata of a field that changes how, not what: not in identity
 
 
 def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{field}={value!r} is not a choice; use one of {', '.join(choices)}")
+        near = hint(str(value), choices)
+        raise ValueError(f"{field}={value!r} is not a choice; use one of {', '.join(choices)}{near}")
 
 
 def positive(**values: float | None) -> None:

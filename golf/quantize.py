@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The quantiser's door: other artifacts out of a trained run, without training; and what an artifact holds.
 
     python golf/quantize.py run=outputs/single/RUN quant=int6_gptq quant.rounding.damping=0.02

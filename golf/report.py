@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 from rich.console import Console
 
+from golf.arguments import Parser
 from golf.errors import UserError, in_one_line
 from golf.launcher.tables import console as wide_console
 from golf.reports import dashboard, grids, page
@@ -23,7 +24,7 @@ from golf.rundir import write_atomic
 
 
 def arguments(line: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="golf/report.py", description="Compare the rows of sweeps.")
+    parser = Parser(prog="golf/report.py", description="Compare the rows of sweeps.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a sweep, such as outputs/smoke")
     parser.add_argument("--control", metavar="ROW", help="the row to compare with (default: what the sweep file says)")
     parser.add_argument(

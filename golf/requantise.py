@@ -23,6 +23,7 @@ from golf.result import assemble
 from golf.rundir import RunDir, read_json, write_json
 from golf.scoring import Scoring
 from golf.sinks import Sink
+from golf.suggestions import hint, names_in
 from golf.tokens.prepare import Prepared
 from golf.typed import typed
 
@@ -53,7 +54,8 @@ def open_source(path: Path, *, weights: bool = True, artifact: bool = True) -> S
         result = _of_training(folder, config)
     if not isinstance(config, dict) or result is None or (weights and not folder.weights.exists()):
         what = "no finished run with weights.safetensors" if weights else "no finished run"
-        raise UserError(f"run={path}: {what}; name a folder that golf/train.py made")
+        near = "" if path.exists() else hint(path.name, names_in(path.parent))
+        raise UserError(f"run={path}: {what}; name a folder that golf/train.py made{near}")
     try:
         run: Run = typed(config["run"], "", Run)
     except UserError as error:

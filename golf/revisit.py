@@ -14,12 +14,14 @@ from rich.table import Table
 
 from golf import result as results
 from golf.checks import check_scorers, check_storage
+from golf.command_line import SEARCH_PATH
 from golf.compose import compose, compose_whole
 from golf.errors import UserError, in_one_line
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
 from golf.rundir import RunDir, illegal
 from golf.sinks import ConsoleSink
+from golf.suggestions import hint
 from hydra_plugins.golf_sweeper import plan_of
 
 OWN = ("run", "inspect", "sweep", "rerun")
@@ -45,10 +47,12 @@ class Door:
         """Exit code 2 and one line for bad input. other: deals with arguments of another kind, if they are one."""
         flags = [argument for argument in arguments if argument.startswith("-")]
         given = [argument for argument in arguments if argument not in flags]
-        if not given or set(flags) - {"-m", "--multirun"}:
+        if not arguments or set(flags) & {"-h", "--help"}:
             print(self.usage)
-            return 0 if set(flags) <= {"-h", "--help"} else 2
-        if not other(given):
+            return 0 if flags else 2
+        if unknown := [flag for flag in flags if flag not in ("-m", "--multirun")]:
+            raise UserError(f"{unknown[0]}: is no option; -m takes several values, and keys are written without dashes")
+        if not given or not other(given):
             self.run_cells(given, bool(flags))
         return 0
 
@@ -59,7 +63,8 @@ class Door:
             raise UserError("run=(none): name the folder of a finished run, such as run=outputs/single/RUN")
         for argument in given:
             if "=" not in argument or (root_of(argument) not in self.changeable and key_of(argument) not in OWN):
-                raise UserError(f"{argument}: only {', '.join(self.changeable)} can change without training")
+                near = hint(root_of(argument), [*self.changeable, *OWN])
+                raise UserError(f"{argument}: only {', '.join(self.changeable)} can change without training{near}")
         axes = [axis_of(argument) for argument in given if root_of(argument) in self.changeable]
         if not several and (many := [axis for axis in axes if axis.swept]):
             raise UserError(f"{many[0].key}: several values; add -m to make a cell of each")
@@ -119,9 +124,10 @@ def axis_of(argument: str) -> Axis:
 def with_overrides(source: Source, changeable: tuple[str, ...], new: list[str]) -> list[str]:
     """The overrides that the run was started with, these over them: a group chosen anew drops what was set in it."""
     words = shlex.split((source.folder.path / "command.txt").read_text())[1:]
+    folders = [word for word in words if key_of(word) == SEARCH_PATH]
     old = [word for word in words if "=" in word and not word.startswith("-") and root_of(word) not in NOT_PASSED]
     keys = {key_of(override) for override in new}
     groups = [key for key in keys if key in changeable or "/" in key]
     within = tuple(key.replace("/", ".") + mark for key in groups for mark in (".", "/", "@"))
     kept = [word for word in old if key_of(word) not in keys and not key_of(word).replace("/", ".").startswith(within)]
-    return [*kept, *new]
+    return [*folders, *kept, *new]

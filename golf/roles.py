@@ -10,12 +10,13 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from golf.errors import UserError
+from golf.suggestions import hint
 
 
 def roles_of(model: nn.Module) -> dict[str, str]:
     """name -> role of every parameter, each once (a tied tensor under its first name).
 
-    Raises AssertionError where a module owns a parameter without declaring its role.
+    Raises UserError where a module owns a parameter without declaring its role.
     """
     roles: dict[str, str] = {}
     seen: set[int] = set()
@@ -23,7 +24,12 @@ def roles_of(model: nn.Module) -> dict[str, str]:
         declared = getattr(module, "roles", {})
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
-            assert name in declared, f"{type(module).__name__} declares no role for its parameter {name}"
+            if name not in declared:
+                cls = f"{type(module).__module__}.{type(module).__qualname__}"
+                raise UserError(
+                    f"{cls}: declares no role for its parameter {name}; add to the class: "
+                    f'roles = {{"{name}": "matrix"}} (or scalar, embedding, head: see optimizer.roles, quant.roles)'
+                )
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 roles[full] = declared[name]
@@ -36,7 +42,7 @@ def check_table(roles: dict[str, str], names: dict[str, str], default: str | Non
     pointers |= {f"names.{key}": name for key, name in names.items()}
     for key, name in [*pointers.items(), ("default", default)]:
         if name is not None and name not in choices:
-            raise ValueError(f"{key}={name}: no such entry; there are {', '.join(choices)}")
+            raise ValueError(f"{key}={name}: no such entry; there are {', '.join(choices)}{hint(name, choices)}")
 
 
 def assign(

@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
-from golf.arguments import key_values, switched_on
+from golf.arguments import key_values, one_of, switched_on
 from golf.errors import UserError, in_one_line
 from golf.rundir import git
 from golf.submission.archive import archive
@@ -62,9 +62,7 @@ def main(arguments: list[str]) -> int:
 
 def submit(given: dict[str, str]) -> int:
     """Gather, pack, weigh, and write the folder, or say why not."""
-    if given.get("track") not in TRACKS:
-        raise UserError(f"track={given.get('track', '(none)')}: {' or '.join(TRACKS)}")
-    track, said = TRACKS[given["track"]], Said(**_said(given))
+    track, said = TRACKS[one_of("track", given.get("track", "(none)"), list(TRACKS))], Said(**_said(given))
     forced = switched_on(given, "force")
     entry = gather([Path(path) for path in given["run"].split(",")], given.get("row"), given.get("ship", "packed"))
     comparison = compare(entry, given.get("reference"))

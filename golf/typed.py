@@ -1,7 +1,6 @@
 """From a composed tree to dataclasses: each node names its class, each error the full key and the value."""
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import pkgutil
@@ -14,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.errors import UserError
+from golf.suggestions import did_you_mean
 
 
 def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
@@ -78,6 +78,8 @@ def _converted(cls: type, odd: dict[str, Any], path: str) -> dict[str, Any]:
     """Values of fields as omegaconf converts them. Raises UserError for one that does not fit its field."""
     schema = OmegaConf.structured(cls)
     for key, value in odd.items():
+        if isinstance(value, float) and _takes_text(_hints(cls)[key]):  # its digits are no longer those that were typed
+            raise UserError(f"{_join(path, key)}={value}: is a number, and it takes a text; quote it, '\"1e3\"'")
         try:
             schema[key] = value
         except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -142,10 +144,10 @@ def _check_keys(cls: type, items: dict[str, Any], path: str) -> None:
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for key in items:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
             given = f"{_join(path, key)}={_short(items[key])}"
-            raise UserError(f"{given}: {cls.__name__} has no such key; {hint}it has {', '.join(fields)}")
+            raise UserError(
+                f"{given}: {cls.__name__} has no such key; {did_you_mean(str(key), fields)}it has {', '.join(fields)}"
+            )
     for key, item in fields.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and key not in items:
@@ -159,6 +161,12 @@ def _slot(hint: Any) -> tuple[type | None, bool]:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     classes = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
     return (classes[0] if classes else None), False
+
+
+def _takes_text(hint: Any) -> bool:
+    """Whether a field holds texts and no numbers."""
+    options = set(typing.get_args(hint) or (hint,))
+    return str in options and not {int, float} & options
 
 
 def _type_name(hint: Any) -> str:

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from golf.compose import VERSION_BASE, Composer, compose, compose_whole, set_up_hydra
-from golf.conf_files import CONF, load_part, parse
+from golf.conf_files import CONF, load_part, parse, read_yaml
 from golf.errors import UserError
+from hydra_plugins.golf_sweeper import plan_of
 from tests.helpers.tiers import quick
 
 YAMLS = sorted(CONF.rglob("*.yaml"))
@@ -116,3 +117,52 @@ def test_a_part_alone_is_the_part_of_a_run() -> None:
 def test_a_part_that_cannot_be_made_says_why(name: str, fields: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_part(name, **fields)
+
+
+NO_YAML = {
+    "a tab": (b"a:\n\tb: 1\n", r"line 2: .*; a line begins with a tab, and YAML is indented with blanks"),
+    "a tab under Windows' line ends": (b"a: 1\r\n\tb: 1\r\n", r"line 2: .*; a line begins with a tab"),
+    "a key twice": (b"a: 1\nb: 2\na: 3\n", r"line 3: found duplicate key a"),
+    "a number as a key twice": (b"1: 1\n1: 2\n", r"line 2: found duplicate key 1"),
+    "another encoding": ("a: 1\nb: \u00e4\n".encode("latin-1"), r"line 2: is not UTF-8"),
+    "UTF-16": ("a: 1\n".encode("utf-16"), r"line 1: is not UTF-8"),
+    "a NUL": (b"a: 1\nb: \0", r"line 2: control characters are not allowed"),
+    "a list": (b"- 1\n", r"is no mapping"),
+    "a word": (b"abc", r"is no mapping"),
+    "half a reference": (b"a: ${b", r"config\.yaml: .*\$\{b"),
+    "a reference to itself": (b"a: &x [*x]", r"nested too deeply"),
+    "brackets": (b"[" * 3000, r"line 1: exceeded maximum nesting depth|nested too deeply"),
+    "no number": (b"a: !!int x", r"invalid literal"),
+    "an object": (b"a: !!python/object:os.system x", r"line 1: could not determine a constructor"),
+}
+
+
+@pytest.mark.parametrize("case", NO_YAML)
+def test_a_file_that_is_no_yaml_is_one_line(case: str, tmp_path: Path) -> None:
+    blob, message = NO_YAML[case]
+    (tmp_path / "config.yaml").write_bytes(blob)
+    with pytest.raises(UserError, match=message) as refused:
+        read_yaml(tmp_path / "config.yaml")
+    assert len(str(refused.value).splitlines()) == 1 and str(refused.value).startswith(str(tmp_path))
+
+
+def test_keys_are_texts_as_they_are_written(tmp_path: Path) -> None:
+    """A byte order mark is no part of the first."""
+    names = ["on", "null", "1e3", "0x10", "true", "010", "1:30", "~", "2026-12-01"]
+    (tmp_path / "a.yaml").write_text("".join(f"{name}: 1\n" for name in names), encoding="utf-8-sig")
+    assert read_yaml(tmp_path / "a.yaml")[1] == dict.fromkeys(names, 1)
+
+
+def test_rows_may_have_any_name(tmp_path: Path) -> None:
+    names = ["on", "off", "null", "1e3", "0x10", "007"]
+    for control in names:
+        rows = ", ".join(f"{name}: a=1" for name in names)
+        said = f"purpose: x, control: {control}, seeds: [], rows: {{{rows}}}"
+        (tmp_path / "a.yaml").write_text(f"hydra: {{sweeper: {{{said}}}}}")
+        plan = plan_of(read_yaml(tmp_path / "a.yaml")[1])
+        assert list(plan.rows) == names and plan.control == (None if control == "null" else control)
+    (tmp_path / "a.yaml").write_text(
+        "hydra: {sweeper: {purpose: x, control: on, seeds: [], rows: {on: a=1, yes: a=2}}}"
+    )
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.control=True: is no text; put the name of a row in quotes"):
+        plan_of(read_yaml(tmp_path / "a.yaml")[1])

@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 
 from golf import train
+from golf.command_line import Line
 from golf.compose import compose, compose_whole, composing
 from golf.conf_files import CONF
 from golf.config import Run
@@ -110,6 +111,26 @@ WRONG = {
         "batch.sequence_length=500000: a batch needs 500,001 tokens, the train split of",
     ),
     "not an override": (["model"], "model"),
+    "a key that is near another": (["modle=swiglu"], "prints every key there is; did you mean model?"),
+    "the end of a key": (
+        ["lr=1"],
+        "there is no key lr; --cfg job prints every key there is; did you mean optimizer.groups.",
+    ),
+    "part of a key misspelt": (["optimizer.groups.matrces.lr=1"], "did you mean optimizer.groups.matrices.lr?"),
+    "a slot that is near another": (["model/mpl=swiglu"], "did you mean model/mlp?"),
+    "an option that is near another": (
+        ["quant=int6_gqtq"],
+        "int6_sdclip int7_embed int8 ternary waterfill; did you mean int6_gptq?",
+    ),
+    "a choice that is near another": (
+        ["launch.on_failure=stpo"],
+        "'stpo' is not a choice; use one of continue, stop; did you mean stop?",
+    ),
+    "a group that is near another": (
+        ["+swep=smoke"],
+        "swep=smoke: there is no key swep; --cfg job prints every key there is; did you mean sweep?",
+    ),
+    "a number for a text": (["data.path=1e3"], "data.path=1000.0: is a number, and it takes a text; quote it"),
 }
 
 # Refused by what reads the arguments, before anything is composed.
@@ -119,6 +140,12 @@ ARGUMENTS = {
     "another launcher",
     "another sweeper",
     "not an override",
+}
+# Refused while Hydra composes: of a kind with another, each takes a composition of its own.
+COMPOSED = {
+    "part of a key misspelt",
+    "a slot that is near another",
+    "a choice that is near another",
 }
 # Refused by the sweeper or by what checks its cells; more of them with tests/launcher.
 SWEEPS = {"two names for one run", "two sweep files", "a sweep with two policies"}
@@ -177,7 +204,7 @@ def test_bad_input_is_one_line_and_code_2(name: str, door: Callable[..., tuple[i
     assert lines[0].startswith("golf: ") and message in lines[0]
 
 
-@pytest.mark.parametrize("name", [name for name in WRONG if name not in DOOR | SWEEPS | ARGUMENTS | MORE])
+@pytest.mark.parametrize("name", [name for name in WRONG if name not in DOOR | SWEEPS | ARGUMENTS | MORE | COMPOSED])
 def test_a_wrong_run_is_refused_before_it_starts(name: str, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides, message = WRONG[name]
     monkeypatch.setattr(os, "execve", lambda *a: pytest.fail("a worker was started"))
@@ -234,6 +261,27 @@ def test_a_missing_tracker_names_the_way_out(toy: Callable[..., Run], monkeypatc
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     line = [sys.executable, str(ROOT / "golf" / "train.py"), *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=cwd)
+
+
+def test_lone_runs_that_differ_are_called_so(tmp_path: Path) -> None:
+    """By the door alone: compose() names a run as a sweep without rows does."""
+    base = ["track=tiny", f"outputs={tmp_path}"]
+    lines = [[*base, *more] for more in ([], ["model.dim=64"], ["model=swiglu"], ["experiment=pr675", "model.dim=64"])]
+    runs = [train.run_of_line(Line([], line)) for line in lines]
+    assert [run and run.label for run in runs] == [
+        "baseline-int6-tiny",
+        "baseline-int6-model.dim_64-tiny",
+        "swiglu-int6-tiny",
+        "pr675-model.dim_64-tiny",
+    ]
+    named = train.run_of_line(Line([], [*lines[1], "label=mine"]))
+    assert named is not None and named.label == "mine"
+
+
+def test_options_that_are_golfs(door: Callable[..., tuple[int, str, str]], capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        door("--version")
+    assert end.value.code == 0 and capfd.readouterr().out.startswith("golf ")
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from golf.config import NOT_IDENTITY
 from golf.errors import UserError
+from golf.suggestions import hint
 
 # Keys that no sweep is named after.
 NAMELESS = (NOT_IDENTITY - {"track", "scale", "label"}) | {"seed", "sweep", "hydra"}
+PLACES = ("data.path",)  # where a text lies says nothing of what it is
 NOT_IN_ROWS = ("seed", "label", "sweep_label", "sweep", "hydra")  # a sweep decides these
 WORDS = ("null", "true", "false", "inf", "nan")  # more than names to Hydra
 LONGEST = 80
@@ -49,7 +51,8 @@ class Plan:
                 if re.split(r"[./@]", key_of(override))[0] in NOT_IN_ROWS:
                     raise UserError(f"{at}.rows.{name}: {override} is the sweep's to set; leave it out of the row")
         if self.control is not None and self.control not in self.rows:
-            raise UserError(f"{at}.control={self.control}: not a row; use one of {', '.join(self.rows) or '(no rows)'}")
+            rows = ", ".join(self.rows) or "(no rows)"
+            raise UserError(f"{at}.control={self.control}: not a row; use one of {rows}{hint(self.control, self.rows)}")
         for seed, count in Counter(self.seeds).items():
             if not isinstance(seed, int) or isinstance(seed, bool) or count > 1:
                 raise UserError(f"{at}.seeds={list(self.seeds)}: must be different whole numbers")
@@ -111,6 +114,7 @@ def _distinct(parts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
 def slug(override: str) -> str:
     """model=swiglu -> swiglu, model.dim=64 -> model.dim_64: an override as part of a folder's name."""
     key, _, value = override.lstrip("+~").partition("=")
+    value = "null" if value == "[]" else value
     chosen = re.fullmatch(r"\w+", key) and re.match(r"[A-Za-z]", value) and value not in ("true", "false", "null")
     text = (value if chosen else f"{key}_{value}").replace(",", "+")
     return re.sub(r"(_|[^\w.+-])+", "_", text).strip("_")
@@ -124,6 +128,15 @@ def sweep_label(name: str | None, axes: Sequence[Axis]) -> str:
     added = [axis for axis in axes if says_what(axis.key)]
     values = ["+".join(slug(option) for option in axis.options) for axis in added]
     return _shortened("-".join([name or "grid", *values]))
+
+
+def run_label(base: str, overrides: Sequence[str]) -> str:
+    """The name of a lone run: its base and what the command line changes, in one order however it was typed.
+
+    Where its text lies is left out: the same text elsewhere gives the same run.
+    """
+    told = [override for override in sorted(overrides, key=key_of) if says_what(key_of(override))]
+    return _shortened("-".join([base, *(slug(override) for override in told if key_of(override) not in PLACES)]))
 
 
 def _shortened(text: str) -> str:

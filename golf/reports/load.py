@@ -15,6 +15,7 @@ from golf.errors import UserError
 from golf.launcher.standing import logged, read_standing, standing_of
 from golf.result import SCHEMA
 from golf.rundir import RunDir, read_json
+from golf.suggestions import hint, names_in
 
 KEYS = ("run", "identity", "config_hash")  # what a report needs of config.json
 
@@ -88,7 +89,8 @@ def load(folder: Path, control: str | None = None) -> Sweep:
     of another schema.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a sweep, such as outputs/smoke")
+        near = hint(folder.name, names_in(folder.parent))
+        raise UserError(f"{folder}: no such folder; give the folder of a sweep, such as outputs/smoke{near}")
     found = read_json(folder / "sweep.json")
     said: dict[str, Any] = found if isinstance(found, dict) else {}
     by_label: dict[str, list[Started]] = defaultdict(list)
@@ -106,7 +108,8 @@ def load(folder: Path, control: str | None = None) -> Sweep:
     asked = list(said.get("rows") or {})
     order = [*(name for name in asked if name in by_label), *(name for name in by_label if name not in asked)]
     if control is not None and control not in by_label:
-        raise UserError(f"--control {control}: no such row in {folder}; it has {', '.join(order)}")
+        near = hint(control, order)
+        raise UserError(f"--control {control}: no such row in {folder}; it has {', '.join(order)}{near}")
     return Sweep(
         folder=folder,
         purpose=said.get("purpose"),

@@ -6,12 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from golf.arguments import one_of
 from golf.config import Run
 from golf.errors import UserError
 from golf.reports.load import Row, Started, Sweep, load, row_of
 from golf.rundir import RunDir, read_json
 from golf.submission.bundle import bundle
 from golf.submission.pack import Packed, pack
+from golf.suggestions import hint
 from golf.tokens.prepare import Prepared
 from golf.typed import typed
 
@@ -74,8 +76,7 @@ def gather(paths: Sequence[Path], row: str | None, ship: str) -> Entry:
 
     Raises UserError where there is none, several that could be meant, or none that is finished.
     """
-    if ship not in SHIPS:
-        raise UserError(f"ship={ship}: {' or '.join(SHIPS)}")
+    one_of("ship", ship, SHIPS)
     runs = [path for path in paths if RunDir(path).config.exists()]
     if runs and len(runs) < len(paths):
         raise UserError(f"run={paths[0]}: is one thing and another; name one sweep, or run folders only")
@@ -111,7 +112,8 @@ def _of_sweep(paths: Sequence[Path], row: str | None) -> tuple[Row, list[int]]:
         row = next(iter(sweep.rows))
     if row not in sweep.rows:
         named = "(none)" if row is None else row
-        raise UserError(f"row={named}: {paths[0]} has {', '.join(sweep.rows)}; name the row to submit")
+        near = hint(named, sweep.rows)
+        raise UserError(f"row={named}: {paths[0]} has {', '.join(sweep.rows)}; name the row to submit{near}")
     return sweep.rows[row], sweep.seeds
 
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from golf.compose import compose_whole
 from golf.conf_files import CONF
 from golf.errors import UserError
+from golf.suggestions import hint
 
 TABLE = Path(__file__).with_name("recipes.yaml")
 BY_RANKS = {1: ["track=h100x1"], 8: ["track=h100x8"]}
@@ -80,7 +81,8 @@ def _base(words: list[str], base: str | None, scripts: dict[str, str]) -> str:
     named = [experiment for word in words for end, experiment in scripts.items() if word.endswith(end)]
     chosen = base or (named[0] if named else "baseline_naive")
     if not (CONF / "experiment" / f"{chosen}.yaml").exists():
-        raise UserError(f"base={chosen}: no such experiment; see conf/experiment")
+        near = hint(chosen, [path.stem for path in (CONF / "experiment").glob("*.yaml")])
+        raise UserError(f"base={chosen}: no such experiment; see conf/experiment{near}")
     return chosen
 
 

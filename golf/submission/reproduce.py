@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from golf.arguments import one_of
 from golf.errors import RunError, UserError
 from golf.launcher.jobs import torchrun_line
 from golf.rundir import RunDir
@@ -65,8 +66,7 @@ def reproduce(folder: Path, data: Path, seed: int | None, packages: str, nproc: 
     published = record.seed_results.get(str(seed))
     if published is None or published.val_bpb is None or published.artifact_bytes is None:
         raise UserError(f"seed={seed}: {folder} has no result of it to compare with")
-    if packages not in PACKAGES:
-        raise UserError(f"packages={packages}: {' or '.join(PACKAGES)}")
+    one_of("packages", packages, PACKAGES)
     if not any(data.glob("*.bin")):
         raise UserError(f"data={data}: has no *.bin; name a folder of token shards, such as data/prepared/NAME")
     with _empty_folder(folder) as place:

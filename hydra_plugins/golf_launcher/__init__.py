@@ -17,11 +17,13 @@ class GolfLauncher(Launcher):
     """conf/hydra/launcher/golf.yaml; what can be set is in conf/launch."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from golf.compose import Composer
+        from golf.command_line import SEARCH_PATH
+        from golf.compose import Composer, composer_of
 
         self.config = config
-        self.composer = Composer(hydra_context.config_loader, config.hydra.job.config_name)
         self.given = list(config.hydra.overrides.hydra)  # `hydra.` overrides of the command line hold for every cell
+        self.composer = Composer(composer_of(self.given).loader)
+        self.folders = [word for word in self.given if word.lstrip("+").startswith(f"{SEARCH_PATH}=")]
         # overrides but the seed -> their run; None where it hangs on the seed
         self.rows: dict[tuple[str, ...], Any] = {}
 
@@ -47,10 +49,14 @@ class GolfLauncher(Launcher):
         ]
 
     def cells(self, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
-        """The cells of these overrides, composed, typed and checked."""
+        """The cells of these overrides, composed, typed and checked; each names further folders of YAML files."""
         from golf.launcher.cells import collect
 
-        return collect([list(overrides) for overrides in job_overrides], self._run_of)
+        return collect([[*self.folders, *overrides] for overrides in job_overrides], self._run_of)
+
+    def _own(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides of a cell without those of the command line that every cell has."""
+        return [word for word in overrides if word not in self.folders]
 
     def _run_of(self, overrides: list[str]) -> Any:
         """The typed run of a cell. Cells that differ in the seed alone are composed and typed once: it takes most."""
@@ -61,15 +67,15 @@ class GolfLauncher(Launcher):
             seeds = [override for override in overrides if override.startswith("seed=")]
             (seed,) = [override.value() for override in OverridesParser.create().parse_overrides(seeds)] or (None,)
             if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
-                return run_of_whole(self.composer.compose([*self.given, *overrides]))
+                return run_of_whole(self.composer.compose([*self.given, *self._own(overrides)]))
             rest = tuple(override for override in overrides if override not in seeds)
             if rest not in self.rows:
-                config = self.composer.compose([*self.given, *rest])
+                config = self.composer.compose([*self.given, *self._own(rest)])
                 uses_seed = re.search(r"\$\{[^}]*\bseed\b", OmegaConf.to_yaml(config))
                 self.rows[rest] = None if uses_seed else run_of_whole(config)
             run = self.rows[rest]
             if run is None:
-                return run_of_whole(self.composer.compose([*self.given, *overrides]))
+                return run_of_whole(self.composer.compose([*self.given, *self._own(overrides)]))
             return dataclasses.replace(run, seed=seed)
 
 

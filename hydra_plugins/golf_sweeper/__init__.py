@@ -85,14 +85,29 @@ def plan_of(config: DictConfig) -> Any:
     for key, kind in (("rows", dict), ("seeds", list)):
         if not isinstance(fields[key], kind):
             raise UserError(f"hydra.sweeper.{key}={fields[key]!r}: must be a {kind.__name__}")
-    rows = {str(name): _row(str(name), line) for name, line in fields["rows"].items()}
-    return Plan(fields["purpose"], fields["control"], tuple(fields["seeds"]), rows)
+    rows = {name: _row(name, line) for name, line in fields["rows"].items()}
+    return Plan(fields["purpose"], _control(fields["control"], rows), tuple(fields["seeds"]), rows)
 
 
-def _row(name: str, line: Any) -> list[str]:
+def _control(value: Any, rows: dict[str, list[str]]) -> str | None:
+    """The row that is the control: a file may name it without quotes, and be read as a number (1e3) or a truth (on)."""
+    from golf.conf_files import parse
+    from golf.errors import UserError
+
+    if value is None or isinstance(value, str):
+        return value
+    meant = [name for name in rows if parse(name) == value and type(parse(name)) is type(value)]
+    if len(meant) != 1:
+        raise UserError(f"hydra.sweeper.control={value}: is no text; put the name of a row in quotes")
+    return meant[0]
+
+
+def _row(name: Any, line: Any) -> list[str]:
     """A row's overrides: a text of them, or a list where one holds blanks; null and [] are a row without any."""
     from golf.errors import UserError
 
+    if not isinstance(name, str):
+        raise UserError(f"hydra.sweeper.rows: {name} is no text; name such a row as hydra.sweeper.rows.NAME=LINE")
     at = f"hydra.sweeper.rows.{name}={line!r}"
     overrides = [] if line is None else line.split() if isinstance(line, str) else line
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):

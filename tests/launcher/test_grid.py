@@ -3,7 +3,7 @@
 import pytest
 
 from golf.errors import UserError
-from golf.launcher.grid import LONGEST, Axis, Plan, expand, slug, sweep_label
+from golf.launcher.grid import LONGEST, Axis, Plan, expand, run_label, slug, sweep_label
 
 
 def plan(**fields: object) -> Plan:
@@ -114,3 +114,20 @@ def test_names_that_mean_more_to_hydra_are_quoted() -> None:
 def test_different_keys_never_share_a_folder() -> None:
     one, two = (f"optimizer.groups.{group}.lr=0.1,0.2" for group in ("matrices", "embeddings"))
     assert sweep_label(None, [axis(one)]) != sweep_label(None, [axis(two)])
+
+
+def test_a_lone_run_is_called_after_what_its_command_line_changes() -> None:
+    line = [
+        "track=tiny",
+        "model.dim=64",
+        "+model.mixer.output.xsa.layers='last:2 of 4'",
+        "qat=null",
+        "seed=5",
+        "log=none",
+    ]
+    name = "base-model.dim_64-model.mixer.output.xsa.layers_last_2_of_4-qat_null-tiny"
+    assert run_label("base", line) == run_label("base", line[::-1]) == name
+    assert run_label("base", ["data.path=/a/b.txt", "outputs=/x", "launch.nproc=2", "data_dir=/y"]) == "base"
+    long = [f"model.dim={'9' * 90}{digit}" for digit in (1, 2)]
+    names = {run_label("base", [override]) for override in long}
+    assert len(names) == 2 and all(len(name) == LONGEST for name in names)

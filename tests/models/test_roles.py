@@ -7,15 +7,18 @@ import torch
 from torch import nn
 
 from golf.config import Run
+from golf.errors import UserError
 from golf.optim.optimizer import OptimizerConfig
 from golf.roles import roles_of
 from tests.helpers.models import built
 
 
-def test_undeclared_roles_are_a_bug(toy: Callable[..., Run]) -> None:
+def test_a_parameter_without_a_role_is_refused_with_the_line_to_add(toy: Callable[..., Run]) -> None:
     model = built(toy())
     model.extra = nn.Parameter(torch.zeros(1))
-    with pytest.raises(AssertionError, match="declares no role"):
+    with pytest.raises(
+        UserError, match=r'LM: declares no role for its parameter extra; .* roles = \{"extra": "matrix"\}'
+    ):
         roles_of(model)
 
 

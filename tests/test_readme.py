@@ -1,0 +1,52 @@
+"""The listings of README work as they stand there."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import golf.models
+from golf.command_line import search_path
+from golf.compose import compose
+from golf.conf_files import CONF
+from golf.config import Run
+from tests.helpers.runs import Job, toy_overrides
+
+README = (CONF.parent / "README.md").read_text()
+
+
+def listing(path: str) -> str:
+    """Return the text of a file, as README shows it behind the file's name."""
+    (text,) = re.findall(rf"`{re.escape(path)}`\n\n((?:    .*\n|\n)+)", README)
+    return textwrap.dedent(text).strip() + "\n"
+
+
+@pytest.fixture
+def idea(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A toy run with README's part, whose two files lie in folders of their own."""
+    module, part = tmp_path / "models" / "head_scale.py", tmp_path / "conf" / "model" / "output" / "head_scale.yaml"
+    for path, name in ((module, "golf/models/head_scale.py"), (part, "conf/model/output/head_scale.yaml")):
+        path.parent.mkdir(parents=True)
+        path.write_text(listing(name))
+    monkeypatch.setattr(golf.models, "__path__", [*golf.models.__path__, str(module.parent)])
+    places = [f"outputs={tmp_path / 'outputs'}", search_path([str(tmp_path / "conf")])]
+    return compose(toy_overrides(toy_folder, [*places, "model/output=head_scale"]))
+
+
+def test_the_idea_of_the_readme_is_a_part_of_the_model(idea: Run) -> None:
+    model = idea.model.build()
+    scales = {name: role for name, role in model.stored_roles().items() if name.endswith("scale_H")}
+    assert set(scales.values()) == {"scalar"} and len(scales) == idea.model.layers
+    ids_BT = torch.arange(16)[None]
+    for parameter in model.parameters():  # what writes to the residual stream is zero at first
+        torch.nn.init.normal_(parameter, std=0.1)
+    before = model.log_probs(ids_BT)
+    model.get_parameter(next(iter(scales))).data.add_(1.0)
+    assert torch.isfinite(before).all() and not torch.equal(before, model.log_probs(ids_BT))
+
+
+@pytest.mark.slow
+def test_the_idea_of_the_readme_trains_and_is_read_back(idea: Run) -> None:
+    assert "artifact, read back" in Job(idea).here()
