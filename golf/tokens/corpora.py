@@ -4,26 +4,24 @@ A document's place, in the order and among the splits, comes from the sha1 of it
 date, its file's name or the order of files; adding documents moves no other document to another split.
 """
 
-import codecs
-import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 
 from golf.errors import UserError
 from golf.tokens import wheels
+from golf.tokens.files import chunks_of, lines_of, suffix_of, text_files
 from golf.tokens.prepare import SPLITS, DataConfig, Log, Prepared, describe_split
 from golf.tokens.shards import file_sha256, write_shards
 from golf.tokens.tokenizer import BOS_ID, ByteCounter, encode_documents, train_tokenizer
 
-SUFFIXES = (".txt", ".jsonl", ".txt.zst", ".jsonl.zst")
-BLOCK_BYTES = 1 << 20
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 MAX_ONE_IN = 4096  # a part is chosen by 16 bits of a hash
 
 
@@ -115,8 +113,10 @@ class EnmixConfig(CorpusConfig):
 class TextConfig(CorpusConfig):
     """Your own text: a file, a folder (searched through) or a glob of .txt and .jsonl files, plain or .zst.
 
-    A line of a .jsonl is a document, under `text_key`. A .txt is one document, or several cut at `separator`.
-    The prepared folder is named by the content of the files, so renaming or moving them changes nothing.
+    A line of a .jsonl is a document, under `text_key`. A .txt is one document, or several cut at `separator`, in which
+    \\n, \\r, \\t and \\\\ stand for what they stand for in Python; \\n is the end of a line of any system.
+    Folders that are linked are searched too; hidden files, drafts and files of another kind are left out, and counted
+    in the log. The prepared folder is named by the content of the files, so renaming or moving them changes nothing.
     """
 
     path: str
@@ -125,45 +125,38 @@ class TextConfig(CorpusConfig):
 
     def __post_init__(self) -> None:
         CorpusConfig.__post_init__(self)
-        if self.separator == "":
+        if self.separator is not None and not unescaped(self.separator):
             raise ValueError("separator='' separates nothing; try null, for one document a file")
 
     def corpus(self) -> str:
         return "text"
 
     def content(self) -> str:
-        files = sorted(f"{_suffix(path)} {file_sha256(path)}" for path in self.files())
+        files = sorted(f"{suffix_of(path)} {file_sha256(path)}" for path in self.files())
         return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        return {**CorpusConfig.identity(self), "text_key": self.text_key, "separator": self.separator}
+        separator = None if self.separator is None else unescaped(self.separator)
+        ends = {"line_ends": "any"} if "\n" in (separator or "") else {}
+        return {**CorpusConfig.identity(self), "text_key": self.text_key, "separator": separator, **ends}
 
     def files(self) -> list[Path]:
         """The files that `path` names; UserError if there are none, or one named is of another kind."""
-        root = Path(self.path).expanduser()
-        if root.is_dir():
-            found = sorted(path for path in root.rglob("*") if path.is_file() and _suffix(path) is not None)
-        else:
-            found = [root] if root.is_file() else sorted(map(Path, glob.glob(str(root), recursive=True)))
-        if not found:
-            kinds = " or ".join(SUFFIXES)
-            raise UserError(f"data.path={self.path}: no {kinds} file there; name a file, a folder or a glob")
-        for path in found:
-            if _suffix(path) is None or not path.is_file():
-                kinds = " or ".join(SUFFIXES)
-                raise UserError(f"data.path={self.path}: {path} is no {kinds} file; rename it or leave it out")
-        return found
+        return text_files(self.path).files
 
     def documents(self, data_dir: Path, log: Log) -> Iterable[str]:
-        for path in self.files():
-            if (_suffix(path) or "").startswith(".jsonl"):
+        found, cut = text_files(self.path), None if self.separator is None else separating(self.separator)
+        if found.left_out:
+            log(f"{len(found.files)} files of text; left out: {found.told()}")
+        for path in found.files:
+            if (suffix_of(path) or "").startswith(".jsonl"):
                 yield from self._jsonl(path)
             else:
-                text = "".join(_chunks(path))
-                yield from [text] if self.separator is None else text.split(self.separator)
+                text = "".join(chunks_of(path))
+                yield from [text] if cut is None else cut.split(text)
 
     def _jsonl(self, path: Path) -> Iterator[str]:
-        for number, line in enumerate(_lines(_chunks(path)), start=1):
+        for number, line in enumerate(lines_of(chunks_of(path)), start=1):
             if not line.strip():
                 continue
             try:
@@ -177,42 +170,20 @@ class TextConfig(CorpusConfig):
             yield text
 
 
-def _suffix(path: Path) -> str | None:
-    return next((suffix for suffix in reversed(SUFFIXES) if path.name.endswith(suffix)), None)
+def unescaped(text: str) -> str:
+    """A text with \\n, \\r, \\t and \\\\ as a shell hands them over, as the characters that they stand for."""
+    return re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], text)
 
 
-def _chunks(path: Path) -> Iterator[str]:
-    """The text of a UTF-8 file, plain or zstd, in pieces; drops a byte order mark, keeps line ends."""
-    try:
-        with path.open("rb") as file:
-            blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
-            plain = _decompressed(blocks) if path.suffix == ".zst" else blocks
-            yield from codecs.iterdecode(plain, "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); convert it first") from None
-    except (OSError, EOFError, zstandard.ZstdError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); check the file") from None
+def separating(separator: str) -> re.Pattern[str]:
+    """What cuts a text into documents. A \\n in it is the end of a line, \\n, \\r\\n or \\r, as files have them.
 
-
-def _decompressed(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Frames of zstd, all whole: zstandard's own reader takes a file that was cut off for a shorter one."""
-    decoder = None
-    for block in blocks:
-        while block:
-            decoder = decoder or zstandard.ZstdDecompressor().decompressobj()
-            yield decoder.decompress(block)
-            block = decoder.unused_data
-            decoder = None if decoder.eof else decoder
-    if decoder is not None:
-        raise EOFError("the last zstd frame is cut off")
-
-
-def _lines(chunks: Iterable[str]) -> Iterator[str]:
-    rest = ""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split("\n")
-        yield from lines
-    yield rest
+    Of a \\r\\n at the beginning the \\r stays with the document before, where it is stripped as white space.
+    """
+    text = unescaped(separator)
+    first = r"(?:\n|\r(?!\n))" if text.startswith("\n") else ""
+    parts = text.removeprefix("\n").split("\n")
+    return re.compile(first + r"(?:\r\n|\n|\r)".join(map(re.escape, parts)))
 
 
 def clean_documents(texts: Iterable[str]) -> dict[str, str]:
@@ -240,6 +211,8 @@ def split_documents(documents: dict[str, str], val_one_in: int, tune_one_in: int
             parts["tune"].append(text)
         else:
             parts["train"].append(text)
+    if not documents:
+        raise UserError("data: there is no text in it, but white space at most; give other files")
     for name, texts in parts.items():
         if not texts:
             raise UserError(

@@ -38,9 +38,25 @@ def training_lines(documents: Iterable[str]) -> Iterator[str]:
 def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> None:
     """Train SentencePiece BPE with the settings of the challenge's exporter and write the model to `path`.
 
-    The bytes written depend on the documents and vocab_size only. Raises UserError when the text cannot give
-    a vocabulary of exactly this size. Source: openai/parameter-golf, data/download_hf_docs_and_tokenize.py.
+    The bytes written depend on the documents and vocab_size only. Text with few spaces or none (DNA, Chinese) gets a
+    token for the space all the same, without which its bytes cannot be counted. Raises UserError when the text cannot
+    give a vocabulary of exactly this size. Source: openai/parameter-golf, data/download_hf_docs_and_tokenize.py.
     """
+    texts = list(documents)
+    model = _trained(texts, vocab_size)
+    if _lacks_space(model):  # not at once for all: the settings stand in the file, and its bytes name the data
+        model = _trained(texts, vocab_size, required_chars=SPACE)
+    reached = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
+    if reached != vocab_size:
+        raise UserError(
+            f"data.vocab_size={vocab_size} is more than this text can fill; set data.vocab_size={reached} or "
+            "less, or give more text"
+        )
+    path.write_bytes(model)
+
+
+def _trained(documents: list[str], vocab_size: int, **more: str) -> bytes:
+    """The file of a trained model. more: settings beyond the challenge's."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -59,18 +75,18 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> No
             unk_id=UNK_ID,
             hard_vocab_limit=False,
             minloglevel=2,
+            **more,
         )
     except RuntimeError as error:
         needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         fix = f"its characters and the 256 bytes need at least {needed[1]}" if needed else str(error)
         raise UserError(f"data.vocab_size={vocab_size}: no tokenizer can be trained on this text: {fix}") from None
-    reached = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
-    if reached != vocab_size:
-        raise UserError(
-            f"data.vocab_size={vocab_size} is more than this text can fill; set data.vocab_size={reached} or "
-            "less, or give more text"
-        )
-    path.write_bytes(model.getvalue())
+    return model.getvalue()
+
+
+def _lacks_space(model: bytes) -> bool:
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return bool(tokenizer.is_unknown(tokenizer.piece_to_id(SPACE)))
 
 
 def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -138,7 +154,8 @@ class ByteCounter:
             )
         if tokenizer.is_unknown(tokenizer.piece_to_id(SPACE)):
             raise UserError(
-                f"{path}: U+2581 alone is not a token, so spaces have no token; train one with golf/data.py"
+                f"{path}: U+2581 alone is not a token, so spaces have no token; use one that was trained with "
+                "required_chars, as data=text does"
             )
         boundary = [tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) for i in ids]
         base, mark = [], []
