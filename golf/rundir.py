@@ -24,6 +24,11 @@ from golf.errors import BusyError, UserError
 ROOT = Path(__file__).resolve().parents[1]
 # A result without these is none.
 RESULT_NUMBERS = ("val_bpb", "quant_gap_bpb", "artifact_bytes", "total_bytes", "cap_bytes", "steps")
+# Variables that choose how sums are taken, and so change the last digits of a score.
+DIGITS = re.compile(
+    r"(MKL|DNNL|ONEDNN|OPENBLAS|KMP)_\w+|ATEN_CPU_CAPABILITY|OMP_(DYNAMIC|THREAD_LIMIT)|CUBLAS_WORKSPACE_CONFIG"
+    r"|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32\w*|NCCL_(ALGO|PROTO)"
+)
 ATTEMPT_NAME = re.compile(r"(.+-s\d+-[0-9a-f]{8})(?:-r(\d+))?")  # of a run's folder
 LONE = "single"  # the folder of runs that are in no sweep
 CODE = ("golf", "conf", "sweeps", "hydra_plugins")
@@ -232,10 +237,11 @@ def environment() -> dict[str, Any]:
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(code_changes()),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "gpus": _gpu_names(),
         "cuda": torch.version.cuda,
+        "variables": {name: value for name, value in sorted(os.environ.items()) if DIGITS.fullmatch(name)},
     }
 
 
@@ -266,7 +272,8 @@ def _gpu_names() -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return how this machine calls its processor."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):

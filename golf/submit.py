@@ -3,14 +3,15 @@
     python golf/submit.py run=outputs/SWEEP row=ROW track=record name="My idea" reference=outputs/SWEEP:control
     python golf/submit.py run=outputs/single/RUN,outputs/single/OTHER track=non_record name="..."
     python golf/submit.py check=FOLDER                            is a record folder whole and true to itself?
-    python golf/submit.py reproduce=FOLDER data=SHARDS            run it again, in a new environment, without network
+    python golf/submit.py reproduce=FOLDER data=SHARDS            run its code again, in a new environment, offline
     python golf/submit.py archive=outputs/single/RUN              one checksummed file of a run, never overwritten
     python golf/submit.py verify=FILE.tar.xz                      is an archive what its name says?
     python golf/submit.py from_env="SEED=1337 NUM_LAYERS=11 torchrun --nproc_per_node=8 train_gpt.py"
 
 With run=: track=record|non_record, name, author, github_id (else git's user.name), blurb, reference (a published name,
 or runs of one's own), ship=packed|plain, into (outputs/submissions); force=true (or --force) writes the folder in spite
-of the reasons against it, and them into its README. With reproduce=: seed, packages=install|here, nproc, threads.
+of the reasons against it, and them into its README. With reproduce=: seed, packages=install|here, nproc, threads (both
+as recorded, unless they are given). It runs the folder's train_gpt.py as you: read a stranger's before.
 """
 
 import sys
@@ -28,7 +29,7 @@ from golf.submission.check import faults
 from golf.submission.compare import compare
 from golf.submission.entry import TRACKS, gather
 from golf.submission.folder import Proposal, Said, write_folder
-from golf.submission.gate import against, refusing
+from golf.submission.gate import against, other_than_the_records, refusing
 from golf.submission.recipes import from_environment
 from golf.submission.reproduce import reproduce, told
 
@@ -78,7 +79,10 @@ def submit(given: dict[str, str]) -> int:
     if comparison is not None:
         print(comparison.told())
     for reason in reasons:
-        print(f"against it: {reason.text}")
+        print(f"against it: {reason.told()}")
+    if comparison is not None and comparison.own:
+        for text in other_than_the_records(entry, track):
+            print(f"note: {text}")
     if reasons and not forced:
         print(f"refused, for {len(reasons)} reason{'s' * (len(reasons) > 1)}; force=true writes it all the same")
         return 1
@@ -115,12 +119,13 @@ def repeat(given: dict[str, str]) -> int:
     numbers = {key: _whole(key, given[key]) for key in ("seed", "nproc", "threads") if key in given}
     if "data" not in given:
         raise UserError("data=(none): name a folder of token shards, such as data/prepared/NAME")
+    print(f"running {given['reproduce']}/train_gpt.py, which is the folder's own code", file=sys.stderr)
     found = reproduce(
         Path(given["reproduce"]),
         Path(given["data"]),
         numbers.get("seed"),
         given.get("packages", "install"),
-        numbers.get("nproc", 1),
+        numbers.get("nproc"),
         numbers.get("threads"),
     )
     print(told(found))

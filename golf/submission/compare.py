@@ -1,8 +1,10 @@
 """A row against the reference that it claims to beat, by the challenge's rule (0.005 nats per token, p < 0.01;
 openai/parameter-golf, README): published numbers of golf/reports/references.yaml, or runs of one's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from golf.errors import UserError
 from golf.reports.analysis import MARGIN_NATS
@@ -17,7 +19,7 @@ P_VALUE = 0.01
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """delta_bpb: ours minus theirs; p: of the test named, against a gain of less than margin_bpb; None: no test can be
-    made, and `obstacle` says why."""
+    made, and `obstacle` says why; own: whether it is with runs of one's own."""
 
     name: str
     source: str
@@ -28,6 +30,7 @@ class Comparison:
     test: str
     p: float | None
     obstacle: str | None = None
+    own: bool = False
 
     @property
     def shown(self) -> bool:
@@ -97,7 +100,6 @@ def _measured(entry: Entry, folder: Path, row: str | None) -> Comparison:
         raise UserError(f"reference={folder}:{row}: no run of it is finished")
     scores, margin = _ours(entry)
     other = [result["val_bpb"] for result in theirs]
-    texts = {result["data"]["sha256"][result["data"]["split"]] for result in [*theirs, *entry.results.values()]}
     found = welch(scores, other, margin=margin)
     return Comparison(
         name=f"{folder.name}:{row}",
@@ -108,5 +110,15 @@ def _measured(entry: Entry, folder: Path, row: str | None) -> Comparison:
         margin_bpb=margin,
         test="Welch's one-sided test",
         p=found.p_margin,
-        obstacle=None if len(texts) == 1 else "scored on other text",
+        obstacle=_obstacle(entry, theirs),
+        own=True,
     )
+
+
+def _obstacle(entry: Entry, theirs: Sequence[dict[str, Any]]) -> str | None:
+    """Why runs cannot be compared with ours; None where they can."""
+    both = [*theirs, *entry.results.values()]
+    if len({result["data"]["sha256"][result["data"]["split"]] for result in both}) > 1:
+        return "scored on other text"
+    tracks = {result["track"] for result in theirs} - {entry.run.track}
+    return f"made on another track ({', '.join(sorted(tracks))})" if tracks else None

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from golf.errors import UserError
 from golf.reports.load import Started
@@ -18,10 +19,10 @@ from golf.reports.stats import summarize
 from golf.rundir import RunDir, environment, same_code
 from golf.submission.compare import Comparison
 from golf.submission.entry import Entry, Track
-from golf.submission.gate import LEAST_SEEDS, Reason, refusing
+from golf.submission.gate import LEAST_SEEDS, Reason, other_than_the_records, refusing
 from golf.submission.logs import log_name, log_of
 from golf.submission.page import readme
-from golf.submission.record import FILE, Compared, Countings, SeedResult, Submission
+from golf.submission.record import FILE, Compared, Countings, Ran, SeedResult, Submission
 from golf.tokens.shards import file_sha256
 
 SCRIPT, READABLE, REQUIREMENTS, TOKENIZER = (
@@ -75,7 +76,8 @@ def write_folder(proposal: Proposal, into: Path) -> Path:
         if not entry.run.data.stock_tokenizer:
             shutil.copyfile(entry.prepared.tokenizer, temporary / TOKENIZER)
         (temporary / FILE).write_text(record.model_dump_json(indent=2) + "\n")
-        text = readme(entry, record, command_of(entry), overrides_of(entry.counted[0]), notes_of(entry))
+        notes = [*notes_of(entry), *other_than_the_records(entry, proposal.track)]
+        text = readme(entry, record, command_of(entry), overrides_of(entry.counted[0]), notes)
         (temporary / "README.md").write_text(text)
         os.rename(temporary, target)
     finally:
@@ -164,6 +166,21 @@ def _seed_result(run: Started, code_bytes: int) -> SeedResult:
         artifact_bytes=result["artifact_bytes"],
         artifact_sha256=file_sha256(artifact),
         bytes_total=result["artifact_bytes"] + code_bytes,
+        ran=_ran(result),
+    )
+
+
+def _ran(result: dict[str, Any]) -> Ran:
+    made = result["environment"]
+    return Ran(
+        processes=result["world_size"],
+        threads=result.get("threads"),
+        device=result["device"],
+        cpu=made.get("cpu"),
+        precision=result["precision"],
+        attention=result["attention"]["backend"],
+        torch=made.get("torch"),
+        variables=made.get("variables") or {},
     )
 
 
@@ -196,6 +213,8 @@ def command_of(entry: Entry) -> str:
     words = [f"SEED={entry.counted[0].seed}", "DATA_PATH=data"]
     if result["device"] == "cpu" and result.get("threads"):
         words.append(f"OMP_NUM_THREADS={result['threads']}")  # sums are of as many parts
+    variables = result["environment"].get("variables") or {}
+    words += [f"{name}={shlex.quote(value)}" for name, value in variables.items() if name != "OMP_NUM_THREADS"]
     runner = "python" if nproc == 1 else f"torchrun --standalone --nproc_per_node={nproc}"
     return " ".join([*words, runner, SCRIPT])
 

@@ -1,23 +1,30 @@
 """May this be submitted? Each reason against it, in one line (openai/parameter-golf: README, what was sent back)."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from golf.reports.load import Started
 from golf.rundir import RunDir, illegal, read_json
 from golf.submission.compare import P_VALUE, Comparison
 from golf.submission.entry import Entry, Track
 
 LEAST_SEEDS = 3
 MAX_SECONDS = 600.0  # to train, and again to score
+RECORD_TRACKS = ("h100x8",)
+CHALLENGE_TEXT = "fineweb"  # how golf calls its corpora begins so
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """key: which rule; text: what is wrong, with the numbers."""
+    """key: which rule; text: what is wrong, with the numbers, fit for a README; fix: what to type here."""
 
     key: str
     text: str
+    fix: str = ""
+
+    def told(self) -> str:
+        """In one line, at the terminal."""
+        return f"{self.text}; {self.fix}" if self.fix else self.text
 
 
 ALWAYS = ("over_cap", "over_time", "audit", "mixed_config")  # any track wants these; a record also wants the rest
@@ -26,7 +33,7 @@ ALWAYS = ("over_cap", "over_time", "audit", "mixed_config")  # any track wants t
 def against(entry: Entry, track: Track, comparison: Comparison | None) -> list[Reason]:
     """Everything that stands against it, whether or not this track asks for it."""
     found = [*_over_cap(entry, track), *_over_time(entry, track), *_audit(entry), *_configs(entry)]
-    return [*found, *_seeds(entry), *_registered(entry), *_significance(entry, comparison)]
+    return [*found, *_seeds(entry), *_registered(entry), *_significance(entry, comparison, track)]
 
 
 def refusing(found: list[Reason], track: Track) -> list[Reason]:
@@ -65,7 +72,8 @@ def _audit(entry: Entry) -> Iterator[Reason]:
             said = "; ".join(run.result["legality"]) or "its evaluator breaks a rule"
             yield Reason("audit", f"seed {run.seed}: illegal: {said}")
         elif run.result["legal"] is None or not isinstance(report, dict):
-            yield Reason("audit", f"seed {run.seed}: not audited; python golf/audit.py run={_place(run)}")
+            fix = f"python golf/audit.py {shlex.quote(f'run={run.folder}')}"
+            yield Reason("audit", f"seed {run.seed}: not audited", fix)
         elif report.get("fingerprint") != run.result["fingerprint"]:
             yield Reason("audit", f"seed {run.seed}: its audit.json is of another run; audit it again")
 
@@ -90,17 +98,28 @@ def _registered(entry: Entry) -> Iterator[Reason]:
         yield Reason("unregistered", f"seeds {_listed(missing)} were registered and have no result")
 
 
-def _significance(entry: Entry, comparison: Comparison | None) -> Iterator[Reason]:
+def other_than_the_records(entry: Entry, track: Track) -> list[str]:
+    """In what these runs differ from the challenge's: each a line that names the track, or the text."""
+    found = []
+    if entry.run.track not in RECORD_TRACKS:
+        wanted = " or ".join(RECORD_TRACKS)
+        found.append(f"made on track={entry.run.track}, which is not the challenge's; {track.title} wants {wanted}")
+    texts = {(result["data"]["corpus"], result["data"]["split"]) for result in entry.results.values()}
+    for corpus, split in sorted(texts):
+        if not corpus.startswith(CHALLENGE_TEXT) or split != "val":
+            found.append(f"scored on {corpus}/{split}, and not on FineWeb's val split, which is the challenge's text")
+    return found
+
+
+def _significance(entry: Entry, comparison: Comparison | None, track: Track) -> Iterator[Reason]:
+    """A gain over runs of one's own on the same track and text may be shown anywhere; a published one is of its own."""
+    if comparison is None or not comparison.own:
+        yield from (Reason("not_shown", text) for text in other_than_the_records(entry, track))
     if comparison is None:
         text = f"nothing is published on the track {entry.run.track}; name what it beats: reference=FOLDER or a name"
         yield Reason("not_shown", text)
     elif not comparison.shown:
         yield Reason("not_shown", f"{comparison.told()} (p < {P_VALUE:g} is the rule)")
-
-
-def _place(run: Started) -> str:
-    """The end of a run's path: the reason may go into a README."""
-    return f".../{run.folder.parent.name}/{run.folder.name}"
 
 
 def _listed(seeds: list[int]) -> str:

@@ -117,6 +117,9 @@ def _how(entry: Entry, command: str, overrides: str) -> str:
         f"```\npip install -r requirements.txt\n{command}\n```\n\n"
         f"`DATA_PATH` is a folder with `*{entry.run.loader.split}_*.bin` and `*{entry.run.eval.split}_*.bin`, "
         f"`TOKENIZER_PATH` its SentencePiece model (sha256 {entry.prepared.tokenizer_sha256[:16]}).{readable}\n\n"
+        "`python golf/submit.py reproduce=FOLDER data=DATA` runs `train_gpt.py` of this folder again, as whoever types "
+        "it, with the threads and processes that `submission.json` records, and compares. It is this folder's own "
+        "code: read it before.\n\n"
         f"golf made it from one configuration: `python golf/train.py {overrides}`.\n\n" + "\n".join(facts)
     )
 

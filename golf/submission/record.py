@@ -22,6 +22,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Ran(Strict):
+    """With what a seed was trained: all that its digits depend on beyond the code, the data and the seed.
+
+    device: cpu, or a GPU's name; variables: of the environment, those that choose how sums are taken.
+    """
+
+    processes: int
+    threads: int | None
+    device: Text
+    cpu: str | None
+    precision: Text
+    attention: Text
+    torch: str | None
+    variables: dict[str, str]
+
+
 class SeedResult(Strict):
     """One started seed. All but config_hash, state and log is null where it has no result."""
 
@@ -37,6 +53,7 @@ class SeedResult(Strict):
     artifact_bytes: int | None = None
     artifact_sha256: Hash | None = None
     bytes_total: int | None = None
+    ran: Ran | None = None
 
 
 class Countings(Strict):

@@ -231,7 +231,7 @@ def test_it_runs_again_in_a_new_environment_without_network(folder: Path, runs: 
         reproduce.offline()
     except Exception as error:
         pytest.skip(str(error))
-    found = reproduce.reproduce(folder, runs[0].prepared.folder, 3, "here", 1, 1)
+    found = reproduce.reproduce(folder, runs[0].prepared.folder, 3, "here", None, None)
     assert found.same and found.seed == 3 and "the same to the last digit and byte" in reproduce.told(found)
 
 
@@ -250,6 +250,32 @@ def test_a_repetition_far_off_says_so(folder: Path, runs: list[Trained]) -> None
     record.seed_results["1"].artifact_sha256 = None
     found = reproduce._compared(record, 1, exact, "0" * 64)
     assert not found.same and "bytes were not compared" in reproduce.told(found)
+
+
+def test_a_repetition_takes_what_is_recorded(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its threads above all: with others sums are of other parts, and the file is another."""
+    ran = read_submission(folder).seed_results["1"].ran
+    assert ran is not None and (ran.threads, ran.processes, ran.device, ran.precision) == (1, 1, "cpu", "fp32")
+    hostile = ran.model_copy(
+        update={"threads": 3, "processes": 2, "variables": {"MKL_CBWR": "AVX2", "LD_PRELOAD": "x"}}
+    )
+    set_up = reproduce.set_up_of(hostile, None, None)
+    assert (set_up.nproc, set_up.threads) == (2, 3)
+    assert set_up.variables == {"MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": ""}
+    asked = reproduce.set_up_of(hostile, 1, 4)
+    assert (asked.nproc, asked.variables["OMP_NUM_THREADS"]) == (1, "4")
+    printed = "attention: tiled (the fastest kernel for a CPU); precision: bfloat16\n"
+    assert set(reproduce.differences(hostile, asked, printed, "install")) == {
+        "processes 1, there 2", "threads 4, there 3", "precision bf16, there fp32",
+    }  # fmt: skip
+    mine = reproduce.set_up_of(ran, None, None)
+    assert not reproduce.differences(ran, mine, printed.replace("bfloat16", "float32"), "here")
+    assert "does not record" in reproduce.differences(None, reproduce.set_up_of(None, None, None), "", "here")[0]
+    gpu = ran.model_copy(update={"device": "NVIDIA H100"})
+    with pytest.raises(UserError, match="trained on NVIDIA H100, and no CUDA device is visible here"):
+        reproduce.set_up_of(gpu, None, None)
+    assert submit.main(["--help"]) == 0 and "It runs the folder's train_gpt.py as you" in capsys.readouterr().out
+    assert "It is this folder's own code: read it before." in (folder / "README.md").read_text()
 
 
 def test_an_artifact_other_than_the_scored_is_refused(runs: list[Trained], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,38 @@ def test_a_published_reference_is_of_its_own_track(good: Path) -> None:
     assert best is not None and best.their_bpb == 1.0611 and best.test == "Welch's one-sided test"
 
 
+def texts(folder: Path, reference: str | None, track: str = "tiny", corpus: str = "sotu", split: str = "val") -> str:
+    """What stands against a row of this track that was scored on this text."""
+    for path in folder.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["data"] |= {"corpus": corpus, "split": split, "sha256": {split: "text"}}
+        path.write_text(json.dumps(result))
+    one = entry(folder)
+    one.run.track = track
+    return "\n".join(reason.told() for reason in against(one, TRACKS["record"], compare(one, reference)))
+
+
+def test_another_track_and_another_text_are_named(good: Path) -> None:
+    told = texts(good, None)
+    assert "made on track=tiny, which is not the challenge's; 10min_16mb wants h100x8" in told
+    assert "scored on sotu/val, and not on FineWeb's val split" in told
+    told = texts(good, None, "h100x8", "fineweb_sp1024", "tune")
+    assert "scored on fineweb_sp1024/tune, and not on FineWeb's val split" in told and "made on track" not in told
+    assert "not on FineWeb" not in texts(good, None, "h100x8", "fineweb_sp1024")
+    assert not texts(good, str(good)), "against runs of one's own on the same track and text"
+    for path in good.glob("control-*/result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"track": "laptop"}))
+    assert "made on another track (laptop)" in texts(good, str(good))
+
+
+def test_what_to_type_names_the_run(good: Path) -> None:
+    """A path that can be pasted, and none of it in what may go into a README."""
+    change(good, 2, legal=None)
+    (reason,) = against(entry(good), TRACKS["record"], compare(entry(good), str(good)))
+    (run,) = good.glob("mine-s2-*")
+    assert reason.told() == f"seed 2: not audited; python golf/audit.py run={run}" and str(good) not in reason.text
+
+
 def test_welch_of_published_numbers_is_the_rules_worked_example(monkeypatch: pytest.MonkeyPatch) -> None:
     from golf.reports.stats import nats_to_bpb, summarize, welch, welch_published
 
