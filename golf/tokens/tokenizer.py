@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -55,7 +56,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> No
     path.write_bytes(model)
 
 
-def _trained(documents: list[str], vocab_size: int, **more: str) -> bytes:
+def _trained(documents: list[str], vocab_size: int, **more: Any) -> bytes:
     """The file of a trained model. more: settings beyond the challenge's."""
     model = io.BytesIO()
     try:
