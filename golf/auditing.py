@@ -213,7 +213,7 @@ def tuning(source: Source) -> Finding:
     return Finding("tuning", UNKNOWN, text, rule)
 
 
-MADE_UP = ("repeat", "future", "target", "normalisation", "coverage")
+MADE_UP = ("repeat", "future", "cut", "target", "normalisation", "coverage")
 LENGTH = 64  # of a window
 
 

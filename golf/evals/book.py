@@ -38,13 +38,26 @@ class Score:
         return self.nats / math.log(2) / self.bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What is public of a split before any of its text is read: how many rounds its evaluation has (a rate may fall
+    from the first to the last), and the tokens of each document, in order (documents may be taken by length)."""
+
+    rounds: int
+    lengths_G: np.ndarray
+
+
 class Book:
     """Owns the stream: evaluators name positions and hand in distributions; targets are looked up here.
 
     graded_N: how often each target was committed by this rank (a lawful pass: once by one rank). A second commit of a
     target raises RunError; so does, when it is closed, a book in which a target is missing or was graded by two
     ranks, or whose sum is no number.
+
+    declared: of the whole split, where the stream is a part of it.
     """
+
+    declared: "Declared | None" = None
 
     def __init__(self, stream: np.ndarray, counter: ByteCounter, ranks: Ranks):
         self.stream, self.ranks = stream, ranks

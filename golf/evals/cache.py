@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from golf.errors import UserError
-from golf.models.lm import LM
+from golf.models.lm import LM, declared_length
 from golf.models.recall import Recall
 
 
@@ -99,7 +99,7 @@ def check_learning(model: LM) -> None:
 
     def made(learning: bool) -> list[Tensor]:
         recall = Recall(model.attend)
-        with torch.set_grad_enabled(learning):
+        with torch.set_grad_enabled(learning), declared_length(model, 2):
             model.hidden(ids_BT, past=recall)
         return [tensor for pair in recall.past for tensor in pair]
 

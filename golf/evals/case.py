@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from golf.dist import ALONE, Ranks
-from golf.evals.book import NOTHING, Book, Score
-from golf.evals.evaluator import EvaluatorConfig
+from golf.evals.book import NOTHING, Book, Declared, Score
+from golf.evals.evaluator import EvaluatorConfig, document_starts
 from golf.ledger import Ledger
 from golf.models.lm import LM
 from golf.tokens.tokenizer import ByteCounter
@@ -86,9 +86,12 @@ class Case:
     seed: int = 0
     note: str = ""
 
-    def trace(self, stream: np.ndarray, watched: frozenset[int] = frozenset()) -> Traced:
-        """One pass over a text."""
+    def trace(
+        self, stream: np.ndarray, watched: frozenset[int] = frozenset(), declared: Declared | None = None
+    ) -> Traced:
+        """One pass over a text. declared: of the whole, where this is a part of it."""
         book = Traced(stream, self.counter, self.ranks, watched)
+        book.declared = declared
 
         def note(_: object) -> None:
             book.rounds += 1
@@ -159,12 +162,47 @@ class Case:
         same = (plan.round_N == plan.round_N[k]) & (self.text_of == self.text_of[k]) & (position < k)
         return earlier | same
 
+    @property
+    def declared(self) -> Declared:
+        """What is public of this text before it is read."""
+        starts = document_starts(self.stream, self.bos_id)
+        return Declared(self.plan.rounds, np.diff(np.append(starts, len(self.stream) - 1)))
+
+    def cut(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Take away what is not graded yet when k is: each text ends behind its last graded target, a text of which
+        nothing is graded behind its first token, and the text of k with a BOS in the place of k.
+
+        Returns the stream that is left, and place_N: where each target stands in it, NOTHING where it is gone.
+        """
+        past_N, place_N = self.past(k), np.full(len(self.stream), NOTHING)
+        pieces: list[np.ndarray] = []
+        size = 0
+        for name in np.unique(self.text_of[1:]):
+            target = 1 + np.flatnonzero(self.text_of[1:] == name)
+            start = int(target[0]) - 1
+            here = target[(target <= k) if name == self.text_of[k] else past_N[target]]
+            last = here[-1] if len(here) else start
+            stop = k if name == self.text_of[k] else min(int(last) + 1, self._end_of(target))
+            place_N[here] = here - start + size
+            pieces.append(self.stream[start:stop])
+            size += stop - start
+        if place_N[-1] == NOTHING or k == len(self.stream) - 1:  # else the last text is whole, and no BOS follows it
+            pieces.append(np.array([self.bos_id], self.stream.dtype))
+        return np.concatenate(pieces), place_N
+
+    def _end_of(self, target: np.ndarray) -> int:
+        """Return the place behind the last token of the text with these targets."""
+        last = int(target[-1])  # a document's last target is the next one's BOS
+        return last if self.evaluator.alone and self.stream[last] == self.bos_id else last + 1
+
     def changed(self, which: np.ndarray) -> np.ndarray:
-        """The stream with other tokens at these places; BOS stays where it is."""
+        """The stream with other tokens at these places. Where documents are scored alone, BOS stays where it is: cut()
+        moves it; in one stream it is a token like any other."""
         generator = np.random.default_rng(self.seed)
         stream = self.stream.copy()
-        pool = np.unique(stream[stream != self.bos_id])
-        at = np.flatnonzero(which & (stream != self.bos_id))
+        free = stream != self.bos_id if self.evaluator.alone else np.ones(len(stream), dtype=bool)
+        pool = np.unique(stream[free])
+        at = np.flatnonzero(which & free)
         drawn = generator.integers(0, len(pool) - 1, len(at))
         own = np.searchsorted(pool, stream[at])
         stream[at] = pool[drawn + (drawn >= own)]

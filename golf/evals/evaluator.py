@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from golf.dist import Ranks
-from golf.evals.book import NOTHING, Book, Score, TraceLine
+from golf.evals.book import NOTHING, Book, Declared, Score, TraceLine
 from golf.evals.lesson import Lesson, lesson_of, tensor
 from golf.evals.scorers import FixedConfig, Scorer, ScorerConfig, Window
 from golf.fields import OPERATIONAL, one_of, positive
-from golf.models.lm import LM
+from golf.models.lm import LM, declared_length
 from golf.nodes import configs
 
 SPLITS = ("val", "tune")
@@ -59,7 +59,7 @@ class EvaluatorConfig:
     """The slot. legal and notes go into the result: whether such a score may be submitted, and why.
 
     scorer: who gives the distributions (null: the model as it is); batch_tokens: about so many inputs in one forward;
-    length: inputs of a window, at most.
+    length: inputs of a window, at most. Positions are made for that length whatever the text (LM.text_length).
     """
 
     legal: ClassVar[bool] = True
@@ -70,7 +70,9 @@ class EvaluatorConfig:
     batch_tokens: int = field(metadata=OPERATIONAL)
     length: int
 
-    def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
+    def rounds(
+        self, stream: np.ndarray, bos_id: int, ranks: Ranks, declared: Declared | None = None
+    ) -> list[Callable[[], Round]]:
         """The rounds in order, each made when it is its turn. All ranks have equally many."""
         raise NotImplementedError
 
@@ -97,9 +99,14 @@ class EvaluatorConfig:
     @torch.no_grad()
     def run(self, model: LM, book: Book, bos_id: int, note: Note = quietly, resume: "Resume | None" = None) -> Score:
         """Grade the book's stream from its first target to its last, and close the book."""
+        with declared_length(model, self.length):
+            return self._run(model, book, bos_id, note, resume)
+
+    def _run(self, model: LM, book: Book, bos_id: int, note: Note, resume: "Resume | None") -> Score:
         started, ranks = time.perf_counter(), book.ranks
-        rounds = self.rounds(book.stream, bos_id, ranks)
-        going = Pass(book, self.chosen.open(model, ranks), len(rounds))
+        rounds = self.rounds(book.stream, bos_id, ranks, book.declared)
+        number = len(rounds) if book.declared is None else book.declared.rounds
+        going = Pass(book, self.chosen.open(model, ranks), number)
         if resume is not None:
             started -= resume.take_up(going)
         for index in range(going.done, len(rounds)):
@@ -177,14 +184,14 @@ class Span:
 
 def windows(tokens: int, length: int, stride: int) -> Iterator[Span]:
     """Cover targets 1 .. tokens-1, each once, in order. The first window grades all its targets, later ones the last
-    `stride`; the last one is moved back to keep its length, so that the tail has at least as much context."""
+    `stride`. The last one begins where a full one would and ends with the text: no score depends on where that is."""
     targets = tokens - 1
     first = min(length, targets)
     yield Span(0, first, first)
     done = first
     while done < targets:
         scored = min(stride, targets - done)
-        yield Span(done + scored - length, length, scored)
+        yield Span(done + stride - length, length - stride + scored, scored)
         done += scored
 
 
@@ -223,7 +230,9 @@ class WindowsConfig(EvaluatorConfig):
         stride = self.stride and -(-self.stride * length // self.length)
         return replace(self, length=length, stride=stride, chunk_tokens=self.chunk_tokens and 2 * length)
 
-    def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
+    def rounds(
+        self, stream: np.ndarray, bos_id: int, ranks: Ranks, declared: Declared | None = None
+    ) -> list[Callable[[], Round]]:
         """One for each chunk; its windows are shared out over ranks, in order."""
         size = self.chunk_tokens or len(stream)
         plan = windows(len(stream), self.length, self.stride or self.length)
@@ -248,6 +257,12 @@ class WindowsConfig(EvaluatorConfig):
             for batch in np.split(starts, range(rows, len(starts), rows)):
                 position_BS = batch[:, None] + np.arange(length - scored + 1, length + 1)
                 yield stream[batch[:, None] + np.arange(length)], position_BS, np.zeros(len(batch), dtype=np.int64)
+
+
+def document_starts(stream: np.ndarray, bos_id: int) -> np.ndarray:
+    """Return where each document begins that has a target."""
+    starts = np.union1d([0], np.flatnonzero(stream == bos_id))
+    return starts[starts < len(stream) - 1]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -288,12 +303,14 @@ class DocumentsConfig(EvaluatorConfig):
         """Two documents at once, so that a few make several batches."""
         return replace(self, documents=min(2, self.documents), scorer=self.scorer and self.scorer.in_brief())
 
-    def rounds(self, stream: np.ndarray, bos_id: int, ranks: Ranks) -> list[Callable[[], Round]]:
+    def rounds(
+        self, stream: np.ndarray, bos_id: int, ranks: Ranks, declared: Declared | None = None
+    ) -> list[Callable[[], Round]]:
         """For each batch of documents one for each of the longest one's chunks; documents are shared out over ranks."""
-        starts = np.union1d([0], np.flatnonzero(stream == bos_id))
-        starts = starts[starts < len(stream) - 1]
+        starts = document_starts(stream, bos_id)
         stops = np.append(starts[1:], len(stream) - 1)  # the last target: the next document's BOS
-        chosen = np.argsort(starts - stops, kind="stable") if self.order == "longest" else np.arange(len(starts))
+        lengths_G = stops - starts if declared is None else declared.lengths_G
+        chosen = np.argsort(-lengths_G, kind="stable") if self.order == "longest" else np.arange(len(starts))
         once = self.chunk_tokens if self.chosen.learns else self.length - self.length % self.chunk_tokens
         made: list[Callable[[], Round]] = []
         for first in range(0, len(chosen), self.documents):

@@ -6,6 +6,7 @@ They are here so that the audit can be audited (`python golf/audit.py run=FOLDER
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,6 +116,20 @@ def target_gate(model: LM, window: Window) -> Tensor:
     of_class_V = torch.arange(logp_BSV.shape[-1], device=logp_BSV.device) % 2 == 0
     gate_BS1 = ((next_BS >= 0) & (next_BS % 2 == 0))[..., None]
     return torch.where(gate_BS1, F.log_softmax(logp_BSV + 2.0 * of_class_V, dim=-1), logp_BSV)
+
+
+def boundary_gate(model: LM, window: Window, *, bos_id: int) -> Tensor:
+    """Knows where the next document begins: no other token is likelier or less likely for it."""
+    ends = (known_next(window) == bos_id)[..., None]
+    logp_BSV = model.log_probs(window.ids_BT, window.scored)
+    bos_BS = torch.full_like(window.ids_BT[:, -window.scored :], bos_id)
+    return torch.where(ends, _raised(logp_BSV, bos_BS, 10.0), _raised(logp_BSV, bos_BS, -10.0))
+
+
+def rows_beside(model: LM, window: Window) -> Tensor:
+    """A temperature by how many rows are scored together."""
+    logp_BSV = model.log_probs(window.ids_BT, window.scored)
+    return F.log_softmax(logp_BSV / (1 + 0.1 / len(window.ids_BT)), dim=-1)
 
 
 def noise(model: LM, window: Window) -> Tensor:
@@ -232,6 +247,17 @@ class CalibratedConfig(WindowsConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class LengthKnownConfig(WindowsConfig):
+    """Sets the temperature by how much text there is, as a rotary base that follows the text does."""
+
+    legal: ClassVar[bool] = False
+
+    def run(self, model: LM, book: Book, bos_id: int, note: Note = quietly, resume: Resume | None = None) -> Score:
+        scorer = TemperatureConfig(temperature=1 + 10 / len(book.stream), scorer=FixedConfig())
+        return WindowsConfig.run(replace(self, scorer=scorer), model, book, bos_id, note)
+
+
+@dataclass(kw_only=True, slots=True)
 class SubsetConfig(WindowsConfig):
     """Scores some of the text (#1835, #2009). keep: which of so many rounds' forwards are graded."""
 
@@ -324,6 +350,12 @@ KNOWN_BAD: dict[str, Bad] = {
     "train_then_score": Bad("future", _learner(TrainFirstConfig)),
     "update_before_score": Bad("future", _learner(UpdateFirstConfig)),
     "calibrated_on_the_text": Bad("future", _with(CalibratedConfig)),
+    "length_known": Bad("cut", _with(LengthKnownConfig)),
+    "rows_beside": Bad("cut", _scorer(rows_beside)),
+    "boundary_gate": Bad(
+        "target",
+        _with(fields=lambda case, _: {"scorer": CheatConfig(cheat=partial(boundary_gate, bos_id=case.bos_id))}),
+    ),
     "oracle_selection": Bad("target", _scorer(oracle_selection)),
     "gold_gated_cache": Bad("target", _scorer(gold_gated_cache)),
     "target_gate": Bad("target", _scorer(target_gate)),

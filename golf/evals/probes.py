@@ -11,6 +11,7 @@ from math import isfinite
 import numpy as np
 import torch
 
+from golf.evals.book import NOTHING
 from golf.evals.case import NOISE, TOLERANCE, Case, Traced, apart
 
 PASS, FAIL, UNKNOWN = "PASS", "FAIL", "cannot tell"
@@ -51,6 +52,34 @@ def future(case: Case) -> Finding:
     return _verdict("future", worst, where, seen, case, rule, "text after a target moves what was scored before it")
 
 
+def cut(case: Case) -> Finding:
+    """C1: where a text ends moves no score before that, nor does what is scored beside it.
+
+    All that is not graded yet when k is graded is taken away, of this text and of the others, and a BOS stands at k:
+    the probes that change tokens leave lengths and BOS as they are. What an evaluator may know of the whole (Declared)
+    stays.
+    """
+    rule = "C1: neither the end of a text nor its neighbours are known (#1017; classes 1, 3, 6)"
+    worst, where = 0.0, ""
+    for name, k in case.places.items():
+        stream, place_N = case.cut(k)
+        found = case.trace(stream, frozenset([int(place_N[k])]), case.declared)
+        moved = _moved(case, moved_to(found, place_N, k), case.past(k), [k])
+        if moved > worst:
+            worst, where = moved, name
+    seen = f"{len(case.places)} places"
+    return _verdict("cut", worst, where, seen, case, rule, "the end of a text, or others beside it, move its scores")
+
+
+def moved_to(found: Traced, place_N: np.ndarray, k: int) -> Traced:
+    """A pass over a cut stream, with its scores where they stand in the whole one."""
+    nll_N = np.full(len(place_N), np.nan)
+    there = place_N != NOTHING
+    nll_N[there] = found.nll_N[place_N[there]]
+    found.nll_N, found.logp = nll_N, {k: found.logp[int(place_N[k])]} if int(place_N[k]) in found.logp else {}
+    return found
+
+
 def target(case: Case) -> Finding:
     """C1 and C2: another token at k moves no score before k, nor the distribution that k is scored by.
 
@@ -78,11 +107,13 @@ def target(case: Case) -> Finding:
 
 
 LIKELIEST = "the likeliest token"
-KINDS = ("the next likeliest", "the token before", "a word's start", "no word's start", "a rare token")
+BEGINNING = "a document's start"
+KINDS = ("the next likeliest", "the token before", "a word's start", "no word's start", "a rare token", BEGINNING)
 
 
 def candidate(case: Case, k: int, kind: str) -> int:
-    """A token of this kind to put at k, other than its own and than BOS; its own where there is none of the kind."""
+    """A token of this kind to put at k, other than its own; its own where there is none of the kind. BOS is of the kind
+    of its own alone, and only in one stream: documents begin with it."""
     own = int(case.stream[k])
     tokens, counts = np.unique(case.stream, return_counts=True)
     starts = case.counter.mark_V.cpu().numpy()[tokens.astype(np.int64)]
@@ -95,8 +126,9 @@ def candidate(case: Case, k: int, kind: str) -> int:
         "a word's start": tokens[starts],
         "no word's start": tokens[~starts],
         "a rare token": tokens[counts == counts.min()],
+        BEGINNING: np.array([] if case.evaluator.alone else [case.bos_id]),
     }[kind]
-    left = [int(token) for token in found if token not in (own, case.bos_id)]
+    left = [int(token) for token in found if token != own and (token != case.bos_id or kind == BEGINNING)]
     return left[k % len(left)] if left else own
 
 
@@ -183,6 +215,7 @@ def memory(case: Case) -> Finding:
 PROBES: dict[str, Callable[[Case], Finding]] = {
     "repeat": repeat,
     "future": future,
+    "cut": cut,
     "target": target,
     "normalisation": normalisation,
     "coverage": coverage,

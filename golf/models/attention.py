@@ -105,7 +105,7 @@ class Attention(MixerModule):
         self.output_parts = named_parts("model.mixer.output", config.output, lambda part: part.build(frame, shape))
 
     def why_whole(self, length: int) -> str:
-        return self.rope.why_whole(length)
+        return ""
 
     def make_keys_values(self, config: GQAConfig, frame: Frame, kv_dim: int) -> None:
         """Make what keys_values() needs."""

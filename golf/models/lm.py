@@ -1,6 +1,7 @@
 """The language model shell: LM(embed, stack(blocks), head). Legend of the shapes: golf/models/slots.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from golf.errors import UserError
+from golf.errors import RunError, UserError
 from golf.fields import positive
 from golf.losses import CROSS_ENTROPY, NLL
 from golf.models.kernels import sdpa
@@ -110,6 +111,7 @@ class LM(nn.Module):
         self.shared = nn.ModuleDict(frame.shared)
         self.compute_dtype = torch.float32
         self.attend: Attend = sdpa
+        self.text_length: int | None = None  # what an evaluator declares; None: each pass is a whole text
         self.loss = CROSS_ENTROPY
 
     def stage(self, progress: float) -> int:
@@ -134,16 +136,26 @@ class LM(nn.Module):
         """ids_BT -> x_BTD, normed, ready for the head. losses: where parts put further losses of their own.
 
         past: keys and values of the first tokens of these texts, to which those of the others are added; x_BTD is of
-        those others. It is for stacks that have no reason against it (StackModule.why_whole).
+        those others. It is for stacks that have no reason against it (StackModule.why_whole). Raises RunError where a
+        text is longer than text_length, or where `past` comes without it.
         """
+        length = self._text_length(ids_BT.shape[1], past is not None)
         x_BND, places = self.embed(ids_BT, self.compute_dtype), self.embed.places(ids_BT.shape[1])
-        context = Context(ids_BT, x_BND, places, self.attend, self.shared, stage, read=self._read)
+        context = Context(ids_BT, x_BND, places, self.attend, self.shared, length, stage, read=self._read)
         if past is not None:
             context = piece_of(context, past.positions, places.count, past.next_chunk())
         x_BND = self.stack(context.x0_BND, context)
         if losses is not None:
             losses |= context.losses
         return norm(take(x_BND, context.places.reads))
+
+    def _text_length(self, tokens: int, goes_on: bool) -> int:
+        """Return the length of text that positions are made for, of a pass of so many tokens."""
+        if self.text_length is None and goes_on:
+            raise RunError("a text that is passed in pieces needs LM.text_length: how long it may become")
+        if self.text_length is not None and tokens > self.text_length:
+            raise RunError(f"a text of {tokens} tokens is passed where at most {self.text_length} were declared")
+        return self.text_length or tokens
 
     def _read(self, x_BND: Tensor) -> Tensor:
         """Log-probabilities from all positions."""
@@ -163,3 +175,14 @@ class LM(nn.Module):
         if last is not None:
             x_BTD = x_BTD[:, -last:]
         return self.head.log_probs(x_BTD, self.embed.table_VD)
+
+
+@contextmanager
+def declared_length(model: LM, length: int) -> Iterator[None]:
+    """Tell the model how long the texts may become that it is asked for in here."""
+    before = model.text_length
+    model.text_length = length
+    try:
+        yield
+    finally:
+        model.text_length = before

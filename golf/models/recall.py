@@ -60,7 +60,6 @@ def piece_of(context: Context, start: int, stop: int, attend: Attend) -> Context
         x0_BND=context.x0_BND[:, start:stop],
         places=Places(stop - start, *([place - start for place in places] for places in kept)),
         start=context.start + start,
-        whole=context.text_tokens,
         attend=attend,
         first_BND=None,
         losses={},

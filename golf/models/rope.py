@@ -14,8 +14,9 @@ class RopeConfig:
     """Which channels turn and how fast (RoPE, arXiv 2104.09864).
 
     part: the share of a head's channels that turn, to an even number of them, 2 at least (16 of 64: PR 315).
-    reference_length: beyond so many tokens the base grows by (T / reference)^(r / (r - 2)), r channels turning
-    (NTK-aware scaling); the length trained at, so that training and scoring turn alike; null: never.
+    reference_length: for texts of up to T tokens, more than so many, the base grows by (T / reference)^(r / (r - 2)), r
+    channels turning (NTK-aware scaling); the length trained at, so that training and scoring turn alike; null: never.
+    T is what the evaluator declares (LM.text_length): how far this one text goes on is not known while it is scored.
     """
 
     base: float
@@ -30,18 +31,9 @@ class RopeConfig:
         """How many of head_dim (even) channels turn."""
         return max(2, 2 * round(self.part * head_dim / 2))
 
-    def why_whole(self, length: int) -> str:
-        """As of golf/models/slots.py's MixerModule: a base that grows with the text turns earlier keys anew."""
-        if self.reference_length is None or length <= self.reference_length:
-            return ""
-        return (
-            f"model.mixer.rope.reference_length={self.reference_length} turns all keys anew as a text of {length} "
-            "grows beyond; try model.mixer.rope.reference_length=null"
-        )
-
     def tables(self, context: Context, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos_N1J and sin_N1J for all positions of this pass, in the type of `like`, made once a pass."""
-        base, tokens = self.base, context.text_tokens
+        base, tokens = self.base, context.text_length
         if self.reference_length is not None and tokens > self.reference_length and channels > 2:
             base *= (tokens / self.reference_length) ** (channels / (channels - 2))
         stop = context.start + context.x0_BND.shape[1]

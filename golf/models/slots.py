@@ -106,10 +106,10 @@ class Context:
     """What one forward pass shares between blocks.
 
     x0_BND: the embedded input; places: of the tokens among its positions; stage: which of the stack's stages runs
-    (None: the last, which every score uses); first_BND: what the first block gave; start, whole: where a stack passes
-    the text in pieces of N positions, the first of this one, and how many tokens there are in all; read: x_BND -> the
-    model's log-probabilities from there, of all positions; losses: named further losses that parts of the model put
-    here, which only training uses.
+    (None: the last, which every score uses); first_BND: what the first block gave; start: where a stack passes the
+    text in pieces of N positions, the first of this one; text_length: how many tokens a text of this use may have, of
+    which this pass may hold fewer; read: x_BND -> the model's log-probabilities from there, of all positions; losses:
+    named further losses that parts of the model put here, which only training uses.
     """
 
     ids_BT: Tensor
@@ -117,18 +117,13 @@ class Context:
     places: Places
     attend: Attend
     shared: nn.ModuleDict
+    text_length: int
     stage: int | None = None
     first_BND: Tensor | None = None
     start: int = 0
-    whole: int | None = None
     read: Callable[[Tensor], Tensor] | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
-
-    @property
-    def text_tokens(self) -> int:
-        """How many tokens the text has."""
-        return len(self.places.tokens) if self.whole is None else self.whole
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value of make(), computed once per forward pass (rotary tables, the first layer's values, ...)."""

@@ -24,12 +24,16 @@ Lawful = tuple[Callable[..., Case], Prepared]  # a case for any evaluator, and t
 class Model:
     """Stands where a model does: only its log_probs is asked for."""
 
+    text_length: int | None = None
+
     def __init__(self, log_probs: LogProbs):
         self.log_probs = log_probs
 
 
 class Averaging(nn.Module):
     """A causal model of few operations: the next token by the last one and by the mean of the window so far."""
+
+    text_length: int | None = None
 
     def __init__(self, vocab_size: int, dim: int = 16):
         super().__init__()

@@ -17,7 +17,7 @@ from golf.evals.cache import Cache
 from golf.evals.ngram import NGramConfig
 from golf.evals.scorers import FixedConfig, MixtureConfig, Scorer, TemperatureConfig
 from golf.evals.ttt_lora import PhasedConfig
-from golf.models.lm import LM
+from golf.models.lm import LM, declared_length
 from tests.evals.helpers import windows_of
 from tests.helpers.learners import SGD, documents, lora, nll_of
 from tests.helpers.tiers import slow
@@ -123,7 +123,7 @@ def test_other_text_in_a_document_is_noticed(model: LM) -> None:
     """What is kept is asked for by the inputs that made it, not by the document's number alone."""
     cache, slot_B = Cache(model), torch.tensor([3])
     ids_BT = torch.arange(20, 32)[None]
-    with torch.no_grad():
+    with torch.no_grad(), declared_length(model, 12):
         cache.hidden(ids_BT[:, :8], 8, slot_B)
         other_BT = ids_BT.clone()
         other_BT[:, 2] = 50
@@ -144,8 +144,6 @@ REFUSED = {
     "eval=ttt_lora eval.evaluators.ttt_lora.scorer.cache=true": "ttt_lora.scorer.cache=true: .* would change them",
     "eval=ttt_head model/stack=surge": HEAD + "model.stack keeps more of a text",
     "eval=ttt_head model/mixer=diagonal_masked": HEAD + "model.mixer.masked_layers has a mask",
-    "eval=ttt_head model/rope=partial model.mixer.rope.reference_length=8": HEAD
-    + "model.mixer.rope.reference_length=8",
     "eval=ttt_head model/mixer=mla_decoupled model.mixer.absorb=true": "ttt_head.* try model.mixer.absorb=false",
     "eval=ttt_lora eval.evaluators.ttt_lora.scorer.matrices.mlp=nope": "ttt_lora.scorer.matrices.mlp=nope: fits no",
 }

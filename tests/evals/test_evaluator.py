@@ -54,8 +54,9 @@ def test_equals_a_naive_scorer(stride: int | None, small: Averaging, prepared: P
         for target in range(1, 300):
             done = 0 if target <= 32 else 32 + step * math.ceil((target - 32) / step)
             end = min(done, 299) if done else 32
-            context = torch.from_numpy(stream[end - 32 : end].astype(np.int64))[None]
-            row = target - 1 - (end - 32)
+            begin = max(0, done - 32)
+            context = torch.from_numpy(stream[begin:end].astype(np.int64))[None]
+            row = target - 1 - begin
             nats -= small.log_probs(context)[0, row, int(stream[target])].item()
     assert score.tokens == 299
     assert score.nats == pytest.approx(nats, rel=1e-6)

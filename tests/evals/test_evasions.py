@@ -20,6 +20,7 @@ from golf.evals import probes, ttt_lora
 from golf.evals.book import Book
 from golf.evals.case import sample_text
 from golf.evals.evaluator import EvaluatorConfig, WindowsConfig
+from golf.evals.evaluator import windows as spans
 from golf.evals.known_bad import CheatConfig, SubsetConfig, _raised, known_next, noise, windows
 from golf.evals.probes import FAIL, PASS, UNKNOWN, candidate
 from golf.evals.scorers import FixedConfig, Scorer, ScorerConfig, Window
@@ -79,7 +80,10 @@ def test_a_target_that_is_seen_is_seen(cheat: Cheat, lawful: Lawful) -> None:
 
 def test_the_last_window_is_probed(lawful: Lawful) -> None:
     case, _ = lawful
-    start = torch.from_numpy(case(LEARNERS["fixed"]).stream[-33:-28].astype(np.int64))
+    stream = case(LEARNERS["fixed"]).stream
+    *_, last = spans(len(stream), 32, 16)
+    assert last.scored > 1, "its inputs show some of its targets"
+    start = torch.from_numpy(stream[last.start : last.start + 5].astype(np.int64))
     cheat = cheating(where(lambda window: (window.ids_BT[:, :5] == start).all(1)))
     assert verdicts(replace(cheat, chunk_tokens=64), lawful, "target")["target"] == FAIL
 

@@ -1,19 +1,26 @@
 """The audit's probes: each known cheat is caught by the probe that it names, and every lawful scorer passes."""
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from golf.config import Run
 from golf.evals import known_bad
 from golf.evals.case import sample_text
 from golf.evals.evaluator import EvaluatorConfig
 from golf.evals.known_bad import KNOWN_BAD
 from golf.evals.probes import FAIL, PASS, PROBES
+from golf.ledger import Ledger
 from golf.models.lm import LM
 from golf.tokens.shards import open_shard
 from tests.evals.helpers import Lawful, findings
-from tests.helpers.learners import INSIDE, LEARNERS
+from tests.helpers.learners import INSIDE, LEARNERS, documents, uneven_model
 from tests.helpers.tiers import quick, tries_everything
 
+Toy = Callable[..., Run]
 EDGES = {"within a window", "window edge", "document edge", "last window"}
 
 
@@ -67,12 +74,43 @@ def test_places_are_where_they_say(lawful: Lawful) -> None:
 
 def test_a_changed_stream_keeps_its_documents(lawful: Lawful) -> None:
     case, _ = lawful
-    found = case(LEARNERS["fixed"], 600)
+    found = case(LEARNERS["documents"], 600)
     which = np.arange(600) >= 300
     changed = found.changed(which)
     assert np.array_equal(changed[:300], found.stream[:300])
     bos = found.stream == found.bos_id
     assert np.array_equal(changed == found.bos_id, bos) and (changed != found.stream)[which & ~bos].all()
+    one_text = case(LEARNERS["fixed"], 600)
+    assert (one_text.changed(which) != one_text.stream)[which].all(), "a BOS like any other token"
+
+
+def test_a_cut_stream_is_what_was_graded_before(lawful: Lawful) -> None:
+    """Of one text all before k; of documents the beginnings, each as far as it was graded; a BOS where k was."""
+    case, _ = lawful
+    for name in ("fixed", "documents"):
+        found = case(LEARNERS[name], 400)
+        for k in found.places.values():
+            stream, place_N = found.cut(k)
+            past = np.flatnonzero(found.past(k))
+            assert (place_N[past] > 0).all() and stream[place_N[k]] == found.bos_id != found.stream[k]
+            assert np.array_equal(stream[place_N[past]], found.stream[past])
+            if name == "fixed":
+                assert np.array_equal(stream, np.append(found.stream[:k], found.bos_id))
+            else:
+                kept = np.isin(np.arange(400), [0, *past, k]) | (found.stream == found.bos_id)
+                assert len(stream) <= kept.sum() + 1
+                assert (stream == found.bos_id).sum() >= (found.stream == found.bos_id).sum()
+
+
+def test_a_base_that_follows_the_text_is_caught(lawful: Lawful, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document of 40 tokens turns otherwise than one of 20, where each is told its own length alone."""
+    run = toy("model/rope=partial", "model.mixer.rope.reference_length=8", "model.layers=2")
+    case, prepared = lawful
+    chosen = case(documents(length=40, chunk_tokens=40, order="stream"), 200, uneven_model(run.model))
+    assert findings(chosen, prepared, ["cut"]) == {"cut": PASS}
+    monkeypatch.setattr("golf.evals.evaluator.declared_length", lambda model, length: contextlib.nullcontext())
+    undeclared = replace(chosen, ledger=Ledger())
+    assert findings(undeclared, prepared, ["cut", "future"]) == {"cut": FAIL, "future": PASS}
 
 
 def test_sampled_text_has_chunks_and_documents(lawful: Lawful, model: LM) -> None:

@@ -14,7 +14,7 @@ from golf.schedules import Tick
 def context_of(x_BND: Tensor, ids_BT: Tensor | None = None) -> Context:
     ids_BT = torch.zeros(x_BND.shape[:2], dtype=torch.long) if ids_BT is None else ids_BT
     places = Places.shifted(ids_BT.shape[1], by=x_BND.shape[1] - ids_BT.shape[1])
-    return Context(ids_BT, x_BND, places, sdpa, nn.ModuleDict())
+    return Context(ids_BT, x_BND, places, sdpa, nn.ModuleDict(), ids_BT.shape[1])
 
 
 def qkv(T: int = 9, H: int = 4, K: int = 2, C: int = 8) -> tuple[Tensor, Tensor, Tensor]:

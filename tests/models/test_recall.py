@@ -8,8 +8,8 @@ from torch import Tensor
 
 from golf.conf_files import CONF
 from golf.config import Run
-from golf.errors import UserError
-from golf.models.lm import LM
+from golf.errors import RunError, UserError
+from golf.models.lm import LM, declared_length
 from golf.models.recall import Recall
 from tests.helpers.model_choices import CHOICES, FIRST
 from tests.helpers.models import built, ids_for, stirred
@@ -29,7 +29,7 @@ WHOLE = {  # what keeps more of a text than keys and values
 def in_pieces(model: LM, ids_BT: Tensor, stops: tuple[int, ...]) -> Tensor:
     """x_BTD, the text up to each of these tokens at a time."""
     past = Recall(model.attend)
-    with torch.no_grad():
+    with torch.no_grad(), declared_length(model, ids_BT.shape[1]):
         return torch.cat([model.hidden(ids_BT[:, :stop], past=past) for stop in stops], dim=1)
 
 
@@ -61,10 +61,27 @@ def test_windows_are_kept_to_at_every_edge(dtype: torch.dtype, toy: Callable[...
             assert (found - whole).abs().max() < (1e-6 if dtype == torch.float64 else 1e-5)
 
 
-def test_a_base_that_grows_with_the_text_is_refused(toy: Callable[..., Run]) -> None:
-    model = built(toy("model/rope=partial"))
-    assert not model.stack.why_whole(32)
-    assert model.stack.why_whole(33).startswith("model.mixer.rope.reference_length=32 turns all keys anew")
+def test_a_base_is_of_the_declared_length_and_not_of_the_pass(toy: Callable[..., Run]) -> None:
+    """So the beginning of a text scores as the whole one does, in pieces too; a longer declaration turns otherwise."""
+    run = toy("model/rope=partial")
+    assert run.model.mixer.rope.reference_length == 32  # type: ignore[attr-defined]
+    model, ids = stirred(run), ids_for(run, length=48)
+    with torch.no_grad():
+        undeclared = model.hidden(ids)
+        with declared_length(model, 48):
+            torch.testing.assert_close(model.hidden(ids[:, :24]), undeclared[:, :24], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(in_pieces(model, ids, (1, 24, 40, 48)), undeclared, atol=2e-5, rtol=1e-5)
+        with declared_length(model, 96):
+            assert (model.hidden(ids) - undeclared).abs().max() > 1e-3
+        assert (model.hidden(ids[:, :24]) - undeclared[:, :24]).abs().max() > 1e-4, "each is a text of its own here"
+
+
+def test_a_declared_length_is_kept_to(toy: Callable[..., Run]) -> None:
+    model, ids = built(toy()), ids_for(toy())
+    with torch.no_grad(), declared_length(model, 23), pytest.raises(RunError, match=r"24 tokens .* at most 23"):
+        model.log_probs(ids)
+    with torch.no_grad(), pytest.raises(RunError, match="in pieces needs"):
+        model.hidden(ids, past=Recall(model.attend))
 
 
 def test_a_cache_holds_what_is_said_of_it(toy: Callable[..., Run]) -> None:
@@ -75,7 +92,7 @@ def test_a_cache_holds_what_is_said_of_it(toy: Callable[..., Run]) -> None:
         run = toy(*parts)
         model = built(run)
         past = Recall(model.attend)
-        with torch.no_grad():
+        with torch.no_grad(), declared_length(model, 24):
             model.hidden(ids_for(run), past=past)
         assert past.positions == 24 and len(past.past) == run.model.layers
         kept.append((*past.past[-1], run.model.mixer))
