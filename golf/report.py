@@ -20,6 +20,7 @@ from golf.launcher.tables import console as wide_console
 from golf.reports import dashboard, grids, page
 from golf.reports.analysis import MARGIN_NATS, Agreement, Analysis, agreement, analyse
 from golf.reports.load import Sweep, load
+from golf.reports.verdict import Facts, provenance_of, verdict_of
 from golf.rundir import write_atomic
 
 
@@ -47,12 +48,15 @@ def tracked_as(sweeps: list[Sweep]) -> tuple[str, str | None]:
     return projects.pop()  # type: ignore[return-value]
 
 
-def show(analyses: list[Analysis], agreements: list[Agreement], console: Console) -> None:
+def show(analyses: list[Analysis], agreements: list[Agreement], about: Facts, console: Console) -> None:
     for analysis in analyses:
         console.print(f"\n{analysis.sweep.label}", style="bold", markup=False)
+        console.print(verdict_of(analysis), style="bold", markup=False)
         if analysis.sweep.purpose:
             console.print(analysis.sweep.purpose, markup=False)
-        console.print(page.summary_of(analysis))
+        console.print(page.summary_of(analysis), markup=False)
+        for name, said in about if analysis is analyses[0] else ():
+            console.print(f"{name}: {said}", style="dim", markup=False)
         for note in grids.notes_of(analysis):
             console.print(f"- {note}", markup=False)
         for grid in page.grids_of(analysis):
@@ -71,14 +75,15 @@ def main(line: list[str] | None = None) -> int:
     pairs = [(other, agreement(analyses[0], other)) for other in analyses[1:]]
     agreements = [found for _, found in pairs if found is not None]
     folder = sweeps[0].folder
+    about = provenance_of(analyses, sys.argv[1:] if line is None else line)
     texts = {
-        "report.md": page.to_markdown(analyses, agreements),
+        "report.md": page.to_markdown(analyses, agreements, about),
         "report.csv": page.to_csv(analyses),
-        "report.html": page.to_html(analyses, agreements),
+        "report.html": page.to_html(analyses, agreements, about),
     }
     for name, text in texts.items():
         write_atomic(folder / name, text)
-    show(analyses, agreements, wide_console())
+    show(analyses, agreements, about, wide_console())
     for other, found in pairs:
         if found is None:
             print(f"{sweeps[0].label} and {other.sweep.label} compare no row of the same name with their controls")

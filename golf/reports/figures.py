@@ -1,7 +1,9 @@
 """The report's plots as inline SVG. Colours of text and lines are the page's own, so they follow light and dark."""
 
 import io
+import math
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +11,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from golf.reports.analysis import Analysis, Line
+from golf.reports.analysis import MARGIN_NATS, Analysis, Line
 from golf.reports.grids import what_counts
 from golf.reports.load import Started, curve, traces
+from golf.reports.series import broken, front, gaps, smooth
+from golf.reports.stats import nats_to_bpb
 
 # Matplotlib draws with these; the SVG then gets the page's variables in their place.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
@@ -21,7 +25,6 @@ WIDTH_INCHES = 5.3
 NAME_LENGTH = 26
 MOST_COLOURED = len(PALETTE)  # rows with a colour and a name in plots that join them
 MOST_CURVES = 200  # lines in a plot of runs: more are a smear, and tens of megabytes
-SMOOTHING = 0.8  # of a training curve, per logged step
 SMALL = 9.5  # points, of what is written into a plot
 FAR = 6.0  # a row so many times the typical distance from the middle is shown at the edge
 
@@ -51,12 +54,13 @@ def figures(analysis: Analysis) -> dict[str, str]:
         drawn[caption] = by_row(compared, label, lambda axes, some: _deltas(axes, some, analysis))
     gap, step = f"Quantisation gap: each seed ({n})", f"Time of a step: each seed ({n})"
     size = f"Size ({what_counts(analysis)}): the largest seed ({n}), and the cap"
-    drawn[gap] = by_row(lines, "BPB after minus before", lambda axes, some: _dots(axes, some, "quant_gap_bpb"))
+    drawn[gap] = by_row(lines, "BPB after minus before", lambda axes, some: _gaps(axes, some, analysis))
     drawn[size] = by_row(lines, "million bytes", _sizes)
-    drawn[step] = by_row(lines, "milliseconds, median", lambda axes, some: _dots(axes, some, "step_ms"))
+    drawn[step] = by_row(lines, "milliseconds, median", _times)
     drawn |= _curves(lines, colours, n) | _adaptations(lines, colours)
     if len(lines) > 1:
-        caption = f"Size (largest seed) against score (mean, 95 % interval; {n}); the line joins the best by these"
+        joined = "; the line joins the best by these" if len(_best(lines)) > 1 else ""
+        caption = f"Size (largest seed) against score (mean, 95 % interval; {n}){joined}"
         drawn[caption] = _pareto(lines, colours)
     return drawn
 
@@ -92,8 +96,23 @@ def _dots(ax: Axes, lines: Sequence[Line], key: str) -> None:
     for place, line in enumerate(lines):
         values = line.row.values(key)
         ax.plot(values, [place] * len(values), "o", markersize=7, alpha=0.8, markeredgewidth=0, zorder=3)
-    if key == "quant_gap_bpb":
-        ax.axvline(0, color=MUTED, linewidth=1)
+
+
+def _gaps(ax: Axes, lines: Sequence[Line], analysis: Analysis) -> None:
+    """On a scale that holds zero and the margin on both sides of it: what is far less than that looks like nothing."""
+    _dots(ax, lines, "quant_gap_bpb")
+    ax.axvline(0, color=MUTED, linewidth=1)
+    main = lines[0].row.results[0]["evals"][lines[0].row.results[0]["eval_main"]]
+    room = analysis.margin_bpb or nats_to_bpb(MARGIN_NATS, tokens=main["tokens"], text_bytes=main["bytes"])
+    values = [value for line in lines for value in line.row.values("quant_gap_bpb")]
+    low, high = min(-room, *values), max(room, *values)
+    ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _times(ax: Axes, lines: Sequence[Line]) -> None:
+    """On a scale that begins at zero: a per cent is a per cent."""
+    _dots(ax, lines, "step_ms")
+    ax.set_xlim(0, 1.1 * max((value for line in lines for value in line.row.values("step_ms")), default=1.0))
 
 
 def _scores(ax: Axes, lines: Sequence[Line]) -> None:
@@ -182,18 +201,20 @@ def _curves(lines: Sequence[Line], colours: dict[str, str], n: str) -> dict[str,
     traces = [(name, curve(run.folder, "loss")) for name, run in runs]
     if not any(len(trace) > 1 for _, trace in traces):
         return {}
-    smooth = [_smooth([point[2] for point in trace]) for _, trace in traces]
-    late = [value for values in smooth for value in values[len(values) // 5 :]]  # the rest would flatten these
+    ends = [gaps([point[0] for point in trace]) for _, trace in traces]
+    averages = [smooth([point[2] for point in trace], places) for (_, trace), places in zip(traces, ends, strict=True)]
+    late = [value for values in averages for value in values[len(values) // 5 :]]  # the rest would flatten these
     drawn = {}
     for column, label in enumerate(("step", "seconds of training")):
 
         def fill(ax: Axes, column: int = column, label: str = label) -> None:
             named: set[str] = set()
-            for (name, trace), values in zip(traces, smooth, strict=True):
+            for (name, trace), values, places in zip(traces, averages, ends, strict=True):
                 grey = colours[name] == MUTED
                 once = None if name in named or grey else _short(name)
                 style: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.5} if grey else {"linewidth": 1.2, "alpha": 0.85}
-                ax.plot([point[column] for point in trace], values, color=colours[name], label=once, **style)
+                x, y = (broken(some, places) for some in ([point[column] for point in trace], values))
+                ax.plot(x, y, color=colours[name], label=once, **style)
                 named.add(name)
             caps = {line.row.config.get("budget.max_seconds") for line in lines} if column == 1 else set()
             for cap in filter(None, caps):
@@ -252,8 +273,8 @@ def _adaptations(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, st
         ax.axhline(0, color=MUTED, linewidth=1)
 
     def learning(ax: Axes, main: Any, beside: Any, style: dict[str, Any]) -> None:
-        points = [(point["tokens"], point["learning_loss"]) for point in main if point["learning_loss"] is not None]
-        ax.plot(*zip(*points, strict=True), **style)
+        losses = [math.nan if point["learning_loss"] is None else point["learning_loss"] for point in main]
+        ax.plot([point["tokens"] for point in main], losses, **style)  # a chunk that was not learnt is a gap
 
     return {
         f"Learning at evaluation: running score minus the same windows without it; below 0 it helps{which}": draw(
@@ -265,28 +286,10 @@ def _adaptations(lines: Sequence[Line], colours: dict[str, str]) -> dict[str, st
     }
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential average, corrected for its start."""
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = SMOOTHING * total + (1 - SMOOTHING) * value, SMOOTHING * weight + 1 - SMOOTHING
-        smoothed.append(total / weight)
-    return smoothed
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no other point beats in both (smaller is better), from small to large."""
-    best: list[tuple[float, float]] = []
-    for point in sorted(points):
-        if not best or point[1] < best[-1][1]:
-            best.append(point)
-    return best
-
-
 def _pareto(lines: Sequence[Line], colours: dict[str, str]) -> str:
     def fill(ax: Axes) -> None:
         points = {line.name: (_largest(line), line.score.mean) for line in lines if line.score}
-        best = front([points[line.name] for line in lines if not DISQUALIFYING & set(line.faults)])
+        best = _best(lines)
         ax.plot([x for x, _ in best], [y for _, y in best], color=MUTED, linewidth=1, drawstyle="steps-post", zorder=1)
         for line in lines:
             assert line.score is not None
@@ -318,6 +321,12 @@ def _pareto(lines: Sequence[Line], colours: dict[str, str]) -> str:
     return _svg(fill, 3.6)
 
 
+def _best(lines: Sequence[Line]) -> list[tuple[float, float]]:
+    """Size and score of the rows that no other one beats in both, of those that may count."""
+    fit = [line for line in lines if not DISQUALIFYING & set(line.faults)]
+    return front([(_largest(line), line.score.mean) for line in fit if line.score])
+
+
 def _largest(line: Line) -> float:
     """Million bytes of the largest seed."""
     assert line.max_bytes is not None
@@ -328,8 +337,10 @@ def _largest(line: Line) -> float:
 
 
 def _short(name: str) -> str:
-    """Long names lose their middle: rows often differ at the end."""
+    """Long names lose their middle: rows often differ at the end. What cannot be printed is no part of an SVG."""
     half = NAME_LENGTH // 2
+    name = "".join(mark if mark.isprintable() else "\ufffd" for mark in name)
+    name = f" {name}" if name.startswith("_") else name  # Matplotlib leaves such names out of legends
     return name if len(name) <= NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
@@ -338,6 +349,7 @@ def _svg(fill: Callable[[Axes], None], height_inches: float) -> str:
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "golf",
+        "text.parse_math": False,  # a name with $ is a name
         "font.size": 11,
         "text.color": INK,
         "axes.labelcolor": INK,
@@ -351,7 +363,8 @@ def _svg(fill: Callable[[Axes], None], height_inches: float) -> str:
         "axes.formatter.useoffset": False,
         "axes.axisbelow": True,
     }
-    with rc_context(style):
+    with rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # only widths are measured here: the browser has the letters
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         axes = figure.subplots()
         fill(axes)

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,32 +11,39 @@ from rich.table import Table
 from golf.reports.analysis import ALPHA, Agreement, Analysis, Line
 from golf.reports.references import Reference
 from golf.reports.stats import MAX_SEEDS, summarize
+from golf.reports.text import in_markdown, interval, number, p_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """A table of texts. left: how many columns hold words; under: a line that explains the columns."""
+    """A table of texts. left: how many columns hold words; under: a line that explains the columns; first: columns that
+    stand beside the first one where there is little room."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
     left: int
     under: str = ""
+    first: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> list[bool]:
+        """Whether each column holds words."""
+        return [index < self.left for index in range(len(self.header))]
 
 
-def number(value: float | None, digits: int = 4, sign: bool = False) -> str:
-    """A number as text; a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # adding 0.0 makes -0.0 plain
+def says_nothing(cell: str) -> bool:
+    """Whether a cell is empty, a dash or a zero."""
+    return not cell.strip("-+0.,% ")
 
 
-def p_text(value: float | None) -> str:
-    return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def interval(low: float | None, high: float | None, sign: bool = False) -> str:
-    return "-" if low is None else f"{number(low, sign=sign)} .. {number(high, sign=sign)}"
+def without_blanks(grid: Grid) -> Grid:
+    """The table without the columns that say nothing in any row; the first one stays."""
+    columns = range(1, len(grid.header))
+    kept = [0, *(index for index in columns if not all(says_nothing(row[index]) for row in grid.rows))]
+    header = [grid.header[index] for index in kept]
+    rows = [[row[index] for index in kept] for row in grid.rows]
+    return replace(grid, header=header, rows=rows, left=sum(index < grid.left for index in kept))
 
 
 def rows_grid(analysis: Analysis) -> Grid:
@@ -44,17 +51,24 @@ def rows_grid(analysis: Analysis) -> Grid:
     bar = [] if analysis.bar is None else [f"p below {analysis.bar:g}"]
     header = ["row", "verdict", "seeds", "BPB", "sd", "delta", "95 % interval", "p", "p margin", *bar, "seeds needed"]
     rows = [_row_cells(line, analysis) for line in analysis.lines]
-    return Grid(title="Rows", header=header, rows=rows, left=2, under=_legend(analysis))
+    return Grid(
+        title="Rows", header=header, rows=rows, left=2, under=_legend(analysis), first=("delta", "95 % interval")
+    )
 
 
 def _legend(analysis: Analysis) -> str:
     """How to read the rows."""
+    scores = (
+        "BPB: bits per byte of the artifact as read back, mean over seeds; sd: of the sample; seeds: counted of "
+        "started."
+    )
+    if not any(line.difference for line in analysis.lines):
+        return scores
     margin = "" if analysis.margin_bpb is None else f" (= {analysis.margin_bpb:.5f} BPB by the control's tokens)"
     bar = "" if analysis.bar is None else f" p below {analysis.bar:g}: one-sided t test of the row alone, not adjusted."
     alpha = f"{ALPHA:g}"
     return (
-        "BPB: bits per byte of the artifact as read back, mean over seeds; sd: of the sample; seeds: counted of "
-        "started. delta: mean minus the control's, negative is better; interval and p by Welch's test. p: one-sided, "
+        f"{scores} delta: mean minus the control's, negative is better; interval and p by Welch's test. p: one-sided, "
         "against no gain, adjusted for the number of tests (Holm). p margin: one-sided, against a gain below "
         f"{analysis.margin_nats:g} nats per token{margin}, not adjusted.{bar} seeds needed: a side, to show a true "
         f"difference of this size at p < {alpha} with a power of 80 %. Verdicts: better, p < {alpha}; by the margin, "
@@ -197,30 +211,30 @@ def _share(value: float | None) -> str:
 
 
 def to_terminal(grid: Grid, console: Console) -> None:
-    table = Table(title=grid.title, title_justify="left")
-    for index, name in enumerate(grid.header):
-        table.add_column(name, justify="left" if index < grid.left else "right", overflow="fold")
+    table = Table(title=escape(grid.title), title_justify="left")
+    for name, words in zip(grid.header, grid.words, strict=True):
+        table.add_column(escape(name), justify="left" if words else "right", overflow="fold")
     for row in grid.rows:
         table.add_row(*map(escape, row))
     console.print(table)
     if grid.under:
-        console.print(grid.under, style="dim")
+        console.print(grid.under, style="dim", markup=False)
 
 
 def to_markdown(grid: Grid) -> str:
-    rule = ["---"] * grid.left + ["---:"] * (len(grid.header) - grid.left)
-    lines = [grid.header, rule, *grid.rows]
-    kept = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in kept)
-    return f"## {grid.title}\n\n{body}\n" + (f"\n{grid.under}\n" if grid.under else "")
+    rule = ["---" if words else "---:" for words in grid.words]
+    header, *rows = [[in_markdown(cell) for cell in line] for line in (grid.header, *grid.rows)]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
+    return f"## {in_markdown(grid.title)}\n\n{body}\n" + (f"\n{in_markdown(grid.under)}\n" if grid.under else "")
 
 
 def to_html(grid: Grid) -> str:
+    """With the columns of `first` beside the first one, which a phone shows."""
+    chosen = [grid.header.index(name) for name in grid.first if name in grid.header]
+    order = [0, *chosen, *(index for index in range(1, len(grid.header)) if index not in chosen)]
+
     def line(cells: Sequence[str], tag: str) -> str:
-        drawn = [
-            f"<{tag}{'' if index < grid.left else ' class=n'}>{html.escape(cell)}</{tag}>"
-            for index, cell in enumerate(cells)
-        ]
+        drawn = [f"<{tag}{'' if grid.words[i] else ' class=n'}>{html.escape(cells[i])}</{tag}>" for i in order]
         return f"<tr>{''.join(drawn)}</tr>"
 
     body = "".join(line(row, "td") for row in grid.rows)

@@ -105,6 +105,8 @@ def load(folder: Path, control: str | None = None) -> Sweep:
         trackers.add((log["project"], log["entity"]) if "project" in log else None)
     if not by_label:
         raise UserError(f"{folder}: holds no run folders; give the folder of a sweep, such as outputs/smoke")
+    if not said:  # lone runs: what was called alike need not be alike
+        by_label = one_configuration_each(by_label)
     asked = list(said.get("rows") or {})
     order = [*(name for name in asked if name in by_label), *(name for name in by_label if name not in asked)]
     if control is not None and control not in by_label:
@@ -120,6 +122,16 @@ def load(folder: Path, control: str | None = None) -> Sweep:
         tracker=trackers.pop() if len(trackers) == 1 else None,
         unreadable=unreadable,
     )
+
+
+def one_configuration_each(by_label: dict[str, list[Started]]) -> dict[str, list[Started]]:
+    """Rows of one configuration: a label that several have gets the beginning of each one's hash."""
+    rows: dict[str, list[Started]] = defaultdict(list)
+    for label, runs in by_label.items():
+        several = len({run.config_hash for run in runs}) > 1
+        for run in runs:
+            rows[f"{label}-{run.config_hash[:8]}" if several else label].append(run)
+    return rows
 
 
 def _started(folder: RunDir, node: dict[str, Any]) -> Started:

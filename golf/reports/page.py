@@ -12,6 +12,8 @@ from golf.reports.factors import factors_grid
 from golf.reports.figures import figures
 from golf.reports.grids import Grid
 from golf.reports.references import references
+from golf.reports.text import as_paragraph, in_cell, in_markdown
+from golf.reports.verdict import Facts, verdict_of
 
 STYLE = Path(__file__).with_name("page.css")
 
@@ -29,7 +31,8 @@ def grids_of(analysis: Analysis) -> list[Grid]:
     published = references(analysis.track)
     found = [grids.rows_grid(analysis), grids.sizes_grid(analysis), grids.models_grid(analysis), changes]
     found += [factors_grid(analysis), grids.seeds_grid(analysis)]
-    return [grid for grid in found if grid] + ([grids.references_grid(published)] if published else [])
+    found += [grids.references_grid(published)] if published else []
+    return [grids.without_blanks(grid) for grid in found if grid and grid.rows]
 
 
 def summary_of(analysis: Analysis) -> str:
@@ -45,14 +48,19 @@ def summary_of(analysis: Analysis) -> str:
     return text
 
 
-def to_markdown(analyses: Sequence[Analysis], agreements: Sequence[Agreement]) -> str:
+def to_markdown(analyses: Sequence[Analysis], agreements: Sequence[Agreement], about: Facts = ()) -> str:
+    """about: what the report is made of, as golf.reports.verdict.provenance_of() says it."""
     parts = []
     for analysis in analyses:
         sweep = analysis.sweep
-        notes = "".join(f"- {note}\n" for note in grids.notes_of(analysis))
-        lead = f"{sweep.purpose}\n\n" if sweep.purpose else ""
-        parts.append(f"# {sweep.label}\n\n{lead}{summary_of(analysis)}\n" + (f"\n{notes}" if notes else ""))
-        parts += [grids.to_markdown(grid) for grid in grids_of(analysis)]
+        lead = [f"# {in_markdown(sweep.label)}", f"**{in_markdown(verdict_of(analysis))}**"]
+        lead += [as_paragraph(sweep.purpose)] if sweep.purpose else []
+        lead.append(as_paragraph(summary_of(analysis)))
+        if analysis is analyses[0] and about:
+            lead.append("\n".join(f"- {name}: {in_markdown(said)}" for name, said in about))
+        if notes := grids.notes_of(analysis):
+            lead.append("\n".join(f"- {as_paragraph(note)}" for note in notes))
+        parts += ["\n\n".join(lead) + "\n", *map(grids.to_markdown, grids_of(analysis))]
     parts += [grids.to_markdown(grids.agreement_grid(found)) for found in agreements]
     return "\n".join(parts)
 
@@ -65,12 +73,14 @@ def to_csv(analyses: Sequence[Analysis]) -> str:
     for analysis in analyses:
         for row, run in ((line.row, run) for line in analysis.lines for run in line.row.runs):
             numbers = run.result or {"label": row.name, "seed": run.seed, "config_hash": run.config_hash}
-            writer.writerow([analysis.sweep.label, run.state, *(numbers.get(key) for key in RUN_COLUMNS)])
+            cells = [analysis.sweep.label, run.state, *(numbers.get(key) for key in RUN_COLUMNS)]
+            writer.writerow(map(in_cell, cells))
     return text.getvalue()
 
 
-def to_html(analyses: Sequence[Analysis], agreements: Sequence[Agreement]) -> str:
-    body = "".join(_section(analysis) for analysis in analyses)
+def to_html(analyses: Sequence[Analysis], agreements: Sequence[Agreement], about: Facts = ()) -> str:
+    """about: as for to_markdown()."""
+    body = "".join(_section(analysis, about if analysis is analyses[0] else ()) for analysis in analyses)
     body += "".join(grids.to_html(grids.agreement_grid(found)) for found in agreements)
     title = html.escape(" and ".join(analysis.sweep.label for analysis in analyses))
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
@@ -78,17 +88,20 @@ def to_html(analyses: Sequence[Analysis], agreements: Sequence[Agreement]) -> st
     return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
 
 
-def _section(analysis: Analysis) -> str:
+def _section(analysis: Analysis, about: Facts) -> str:
     sweep = analysis.sweep
     lead = html.escape(" ".join(filter(None, [f"{sweep.purpose}." if sweep.purpose else "", summary_of(analysis)])))
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in grids.notes_of(analysis))
+    made = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(said)}</dd>" for name, said in about)
     first, *others = grids_of(analysis)
     plots = "".join(
         f"<figure><figcaption>{html.escape(caption)}</figcaption>{svg}</figure>"
         for caption, svg in figures(analysis).items()
     )
     return (
-        f"<h1>{html.escape(sweep.label)}</h1><p class=lead>{lead}</p>"
+        f"<h1>{html.escape(sweep.label)}</h1><p class=verdict>{html.escape(verdict_of(analysis))}</p>"
+        + f"<p class=lead>{lead}</p>"
+        + (f"<dl class=about>{made}</dl>" if made else "")
         + (f"<ul class=notes>{notes}</ul>" if notes else "")
         + grids.to_html(first)
         + f"<section><h2>Plots</h2><div class=plots>{plots}</div></section>" * bool(plots)
