@@ -2,9 +2,11 @@
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from golf.classes import config_class
 
 
 def target_of(cls: type) -> str:
@@ -49,31 +51,45 @@ def without_nulls(node: Any) -> Any:
     return node
 
 
-def rebuild(node: Any, classes: dict[str, type]) -> Any:
-    """The inverse of `plain` for nodes that nobody vouches for: `_target_` may name nothing but `classes`.
+def rebuild(node: Any, slot: type, within: Sequence[str]) -> Any:
+    """The inverse of `plain` for a node that nobody vouches for: a config of the class `slot`, or of one under it.
 
-    Raises ValueError for a name outside the list, an unknown or missing field and a primitive of the wrong type.
+    within: the packages whose classes it may name. Nothing is imported from elsewhere, and no config is made before its
+    class is known to fit its slot. Raises ValueError for a name that does not, an unknown or missing field and a value
+    of the wrong type.
     """
-    if isinstance(node, list):
-        return [rebuild(item, classes) for item in node]
     if not isinstance(node, dict):
-        return node
-    items = {key: rebuild(item, classes) for key, item in node.items() if key != "_target_"}
-    if "_target_" not in node:
-        return items
-    cls = classes.get(node["_target_"]) if isinstance(node["_target_"], str) else None
-    if cls is None:
-        raise ValueError(f"names {str(node['_target_'])[:80]!r}, which is none of golf's own config classes")
+        raise ValueError(f"holds a {type(node).__name__} where a {slot.__name__} belongs")
+    try:
+        cls = config_class(node.get("_target_"), within)
+    except ValueError as error:
+        raise ValueError(f"names {str(node.get('_target_'))[:80]!r}: {error}") from None
+    if not issubclass(cls, slot):
+        raise ValueError(f"names a {cls.__name__} where a {slot.__name__} belongs")
     hints = typing.get_type_hints(cls)
-    for key, value in items.items():
+    values = {}
+    for key, value in node.items():
+        if key == "_target_":
+            continue
         if key not in hints:
             raise ValueError(f"{cls.__name__} has no field {key[:80]!r}")
-        if not _fits(value, hints[key]):
+        values[key] = _member(value, hints[key], within)
+        if not _fits(values[key], hints[key]):
             raise ValueError(f"{cls.__name__}.{key} holds a {type(value).__name__}")
     try:
-        return cls(**items)
+        return cls(**values)
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def _member(value: Any, hint: Any, within: Sequence[str]) -> Any:
+    """Return a field's value, with the configs in it made; what does not fit the field is left for _fits()."""
+    if isinstance(value, dict) and typing.get_origin(hint) is dict:
+        return {key: _member(item, typing.get_args(hint)[1], within) for key, item in value.items()}
+    slots = [option for option in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(option)]
+    if isinstance(value, dict) and slots:
+        return rebuild(value, typing.cast(type, slots[0]), within)
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:

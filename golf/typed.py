@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import pkgutil
 import types
 import typing
 from collections.abc import Iterator
@@ -12,32 +11,65 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from golf.classes import config_class
 from golf.errors import UserError
 from golf.suggestions import did_you_mean
 
 
 def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
-    """Turn a resolved container into the dataclasses it names.
+    """Turn a resolved container into the dataclass that it names.
 
-    node: nested dicts, lists and primitives; a dict with `_target_` names its dataclass by import path.
+    node: nested dicts, lists and primitives; a dict with `_target_` names its dataclass by import path; what is a
+    dataclass already stays. cls: what it has to be; no class is made before it is known to fit.
+
     Raises UserError that begins with the full key for an unknown or missing key, a wrong type, a wrong kind of object
     in a slot, and whatever a dataclass's own __post_init__ refuses (its messages begin with `field=value`).
     """
-    if isinstance(node, list):
-        return [typed(item, f"{path}[{i}]") for i, item in enumerate(node)]
+    if dataclasses.is_dataclass(node) and cls is not None and not isinstance(node, cls):
+        raise _no_part(path, _short(node), cls)
     if not isinstance(node, dict):
         return node
     items = {key: value for key, value in node.items() if key != "_target_"}
     if "_target_" in node:
-        cls = _config_class(node["_target_"], path)
+        named = _config_class(node["_target_"], path)
+        if cls is not None and not issubclass(named, cls):
+            raise _no_part(path, named.__name__, cls)
+        cls = named
     elif cls is not None and cls.__subclasses__():
         raise UserError(
             f"{path}: names no _target_; choose a {cls.__name__}, e.g. one of conf/{path.replace('.', '/')}/"
         )
     if cls is None:
-        return {key: typed(value, _join(path, key)) for key, value in items.items() if value is not None}
+        raise UserError(f"{path}: names no _target_; name a config dataclass")
     _check_keys(cls, items, path)
     return _build(cls, items, path)
+
+
+def _no_part(path: str, given: str, kind: type) -> UserError:
+    return UserError(f"{path}={given}: must be a {kind.__name__}; name one as its _target_")
+
+
+def _values(node: Any, path: str) -> Any:
+    """Return nested lists and dicts of primitives; what is null in a dict is absent. No part may stand in them."""
+    if isinstance(node, list):
+        return [_values(item, f"{path}[{i}]") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    if "_target_" in node:
+        raise UserError(
+            f"{path}._target_={_short(node['_target_']).strip(chr(39))}: no part belongs here; give a value"
+        )
+    return {key: _values(value, _join(path, key)) for key, value in node.items() if value is not None}
+
+
+def _parts(node: Any, path: str, kind: type) -> dict[str, Any]:
+    """Return parts by name; what is null is absent."""
+    made = {}
+    for place, name, value in _named(node, path):
+        if not ((isinstance(value, dict) and "_target_" in value) or dataclasses.is_dataclass(value)):
+            raise _no_part(place, _short(value), kind)
+        made[name] = typed(value, place, kind)
+    return made
 
 
 def _build(cls: type, items: dict[str, Any], path: str) -> Any:
@@ -55,13 +87,10 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
         if value == MISSING:
             raise UserError(f"{where}={MISSING}: is not set; give a value, or choose an option of its group")
         kind, many = _slot(hints[key])
-        value = typed(value, where, None if many else kind)
-        if kind is not None and (isinstance(value, dict) if many else dataclasses.is_dataclass(value)):
-            for place, part in _named(value, where) if many else [(where, value)]:
-                if not isinstance(part, kind):
-                    raise UserError(f"{place}={_short(part)}: must be a {kind.__name__}; name one as its _target_")
-            ready[key] = value
+        if kind is not None and (isinstance(value, dict) or dataclasses.is_dataclass(value)):
+            ready[key] = _parts(value, where, kind) if many else typed(value, where, kind)
             continue
+        value = _values(value, where)
         if (hints[key] is bool) != isinstance(value, bool):  # omegaconf would turn one into the other
             raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
         exact = _exact(value, hints[key])
@@ -120,24 +149,21 @@ def _exact(value: Any, hint: Any) -> Any:
     return _ODD
 
 
-def _named(parts: dict[Any, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """The key and the part of each member of a dict of parts."""
+def _named(parts: dict[Any, Any], path: str) -> Iterator[tuple[str, str, Any]]:
+    """The key, the name and the node of each member of a dict of parts that is not null."""
     for name, part in parts.items():
         if not isinstance(name, str):
             raise UserError(f"{path}.{name}={_short(part)}: a name is text; put it in quotes")
-        yield f"{path}.{name}", part
+        if part is not None:
+            yield f"{path}.{name}", name, part
 
 
 def _config_class(target: Any, path: str) -> type:
     """The config dataclass that a node names by its import path."""
     try:
-        cls = pkgutil.resolve_name(target)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}._target_={target}: cannot be imported ({reason}); name a config dataclass") from None
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise UserError(f"{path}._target_={target}: not a config dataclass; name one, such as golf.models.lm.LMConfig")
-    return cls
+        return config_class(target)
+    except ValueError as error:
+        raise UserError(f"{path}._target_={_short(target).strip(chr(39))}: {error}") from None
 
 
 def _check_keys(cls: type, items: dict[str, Any], path: str) -> None:

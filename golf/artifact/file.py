@@ -2,20 +2,18 @@
 
 Layout: magic, sha256 of all that follows, length of the header, the header (JSON, deflated), the payload: every part of
 every tensor in table order, through the codec; its checksum before the codec is in the header. The header's
-`_target_`s may name nothing but golf's own config classes, taken from a list that is made here, so that a file can't
-import a module.
+`_target_`s may name nothing but config classes in CONFIG_PACKAGES and in the user's packages (golf/classes.py), and
+only the modules that it names are imported.
 """
 
 import hashlib
-import importlib
 import json
 import os
-import pkgutil
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +26,6 @@ from golf.nodes import plain, rebuild
 from golf.quant.formats import FormatConfig, decode_one
 from golf.quant.quantizer import QuantConfig, Stored
 from golf.roles import roles_of
-
-T = TypeVar("T")
 
 MAGIC = b"GOLFART4"
 PREFIX = struct.Struct("<8s32sI")
@@ -46,20 +42,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
-CONFIG_PACKAGES = ("golf.models", "golf.quant", "golf.artifact")
-
-
-def config_classes() -> dict[str, type]:
-    """Import path -> class of every config dataclass in golf's own model, quantiser and artifact files."""
-    classes: dict[str, type] = {}
-    for package in CONFIG_PACKAGES:
-        for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            module = importlib.import_module(f"{package}.{info.name}")
-            for name, value in vars(module).items():
-                own = isinstance(value, type) and value.__module__ == module.__name__
-                if own and name.endswith("Config") and "__dataclass_fields__" in vars(value):
-                    classes[f"{module.__name__}.{name}"] = value
-    return classes
+CONFIG_PACKAGES = ("golf.models", "golf.quant", "golf.artifact")  # and those that the user registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +127,9 @@ def _parse(blob: bytes) -> Artifact:
         raise ValueError("its checksum does not match (truncated or changed)")
     raw = zlib.decompressobj().decompress(blob[PREFIX.size : PREFIX.size + header_bytes], MAX_HEADER_BYTES)
     header = json.loads(raw, parse_constant=_no_constant)
-    classes = config_classes()
-    model = _config(header["model"], LMConfig, classes)
-    formats = {name: _config(node, FormatConfig, classes) for name, node in header["formats"].items()}
-    codec = _config(header["codec"], CodecConfig, classes)
+    model = rebuild(header["model"], LMConfig, CONFIG_PACKAGES)
+    formats = {name: rebuild(node, FormatConfig, CONFIG_PACKAGES) for name, node in header["formats"].items()}
+    codec = rebuild(header["codec"], CodecConfig, CONFIG_PACKAGES)
     codec.check()
     if not isinstance(header["tokenizer_sha256"], str):
         raise ValueError("its header names no tokenizer")
@@ -171,13 +153,6 @@ def _parse(blob: bytes) -> Artifact:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"its header holds {name}")
-
-
-def _config(node: Any, slot: type[T], classes: dict[str, type]) -> T:
-    config = rebuild(node, classes)
-    if not isinstance(config, slot):
-        raise ValueError(f"its header names something else where a {slot.__name__} belongs")
-    return config
 
 
 def _shell(config: LMConfig, tensors: dict[str, Any]) -> LM:

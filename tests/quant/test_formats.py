@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from golf.artifact import file as file_module
-from golf.artifact.file import MAGIC, PREFIX, config_classes, read_artifact
+from golf.artifact.file import CONFIG_PACKAGES, MAGIC, PREFIX, read_artifact
 from golf.conf_files import CONF, load_part
 from golf.config import Run
 from golf.errors import UserError
+from golf.models.lm import LMConfig
 from golf.nodes import plain, rebuild
 from golf.quant import steps as steps_module
 from golf.quant.formats import FloatConfig, IntConfig, gaussian_entropy
@@ -191,7 +192,7 @@ def assert_round_trips(run: Run, folder: Path) -> None:
     path, expected = written_artifact(run, folder)
     artifact = read_artifact(path)
     assert artifact.size_bytes == path.stat().st_size
-    assert plain(rebuild(artifact.header["model"], config_classes())) == plain(run.model)
+    assert plain(rebuild(artifact.header["model"], LMConfig, CONFIG_PACKAGES)) == plain(run.model)
     for name, parameter in artifact.model.named_parameters():
         assert torch.equal(parameter, expected[name]), name
     assert torch.isfinite(artifact.model.log_probs(torch.zeros(1, 4, dtype=torch.long))).all()
