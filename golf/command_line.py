@@ -12,6 +12,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from golf.errors import UserError
 from golf.suggestions import nearest
@@ -40,6 +41,8 @@ UNREAD = {
     "hydra.hydra_logging": "log.KEY=VALUE sets what is logged",
 }
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
+# As conf/config.yaml leaves them: what a file of conf/ says of them instead would be ignored.
+LEFT = {"run.dir": ".", "sweep.dir": ".", "output_subdir": None, "job.env_set": {}, "job.chdir": False, "callbacks": {}}
 READ = ("hydra.mode", "hydra.sweeper.", SEARCH_PATH)
 
 
@@ -93,8 +96,14 @@ def check(overrides: Sequence[str]) -> None:
         if key in PLUGINS and override.value() != "golf":
             raise UserError(f"{word}: cannot run these cells; leave it out, golf has its own")
         if key.startswith(("hydra.", "hydra/")) and not key.startswith(READ) and key not in PLUGINS:
-            fix = next((fix for start, fix in UNREAD.items() if key.startswith(start)), "leave it out")
-            raise UserError(f"{word}: golf does not read it; {fix}")
+            raise UserError(f"{word}: {_fix(key)}")
+
+
+def check_files(config: DictConfig) -> None:
+    """Raise UserError where a file that was composed sets what golf does not read. config: with its `hydra` node."""
+    for key, left in LEFT.items():
+        if (found := OmegaConf.select(config, f"hydra.{key}")) != left:
+            raise UserError(f"hydra.{key}={found}: {_fix(f'hydra.{key}')}; a file of conf/ sets it")
 
 
 def parsed(word: str) -> Override:
@@ -141,6 +150,11 @@ def search_paths(overrides: Sequence[str]) -> tuple[str, ...]:
                 raise UserError(f"{word}: takes a list of folders; --config-dir FOLDER adds one")
             return tuple(map(str, value))
     return ()
+
+
+def _fix(key: str) -> str:
+    fix = next((fix for start, fix in UNREAD.items() if key.startswith(start)), "leave it out")
+    return f"golf does not read it; {fix}"
 
 
 def _refuse(message: str) -> NoReturn:

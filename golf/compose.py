@@ -48,6 +48,7 @@ def run_of_whole(config: DictConfig, added: Sequence[str] = ()) -> Run:
     added: overrides that its label tells of, if none of them is a label: experiment=pr401 model.dim=64 is called
     pr401-model.dim_64.
     """
+    command_line.check_files(config)
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from golf.arguments import Parser
+from golf.command_line import check
 from golf.compose import compose
 from golf.conf_files import CONF
 from golf.errors import UserError, in_one_line
@@ -105,6 +106,7 @@ def data_of(overrides: list[str]) -> DataConfig:
         choices = ", ".join(sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
         near = did_you_mean(overrides[0].split("=")[0], ["data"])
         raise UserError(f"data=(none): name one of {choices}; {near}it was {' '.join(overrides)}")
+    check(overrides)
     return compose(overrides).data
 
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 
 from golf import result as results
 from golf.checks import check_scorers, check_storage
-from golf.command_line import SEARCH_PATH
+from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
 from golf.errors import UserError, in_one_line
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
@@ -65,7 +63,9 @@ class Door:
             if "=" not in argument or (root_of(argument) not in self.changeable and key_of(argument) not in OWN):
                 near = hint(root_of(argument), [*self.changeable, *OWN])
                 raise UserError(f"{argument}: only {', '.join(self.changeable)} can change without training{near}")
-        axes = [axis_of(argument) for argument in given if root_of(argument) in self.changeable]
+        changes = [argument for argument in given if root_of(argument) in self.changeable]
+        check(changes)
+        axes = [axis_of(argument) for argument in changes]
         if not several and (many := [axis for axis in axes if axis.swept]):
             raise UserError(f"{many[0].key}: several values; add -m to make a cell of each")
         plan = plan_of(compose_whole([f"+sweep={own['sweep']}"])) if "sweep" in own else Plan(None, None, (), {})
@@ -82,8 +82,8 @@ class Door:
                 model = run.model.build_on_meta()
                 check_storage(run, model)
                 check_scorers(run, model)
-                cells.append((source, run))
-        rows = [self.act(source, run, ConsoleSink(None), [self.name, *given]) for source, run in cells]
+                cells.append((source, run, [self.name, f"run={source.folder.path}", *new]))
+        rows = [self.act(source, run, ConsoleSink(None), command) for source, run, command in cells]
         if len(rows) == 1:
             results.show(rows[0][1])
             print(f"\n{rows[0][0].path}")
@@ -108,11 +108,7 @@ def root_of(override: str) -> str:
 
 def axis_of(argument: str) -> Axis:
     """An argument and its values, as a sweep has them."""
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{argument}: cannot be read ({reason}); quote what has brackets") from None
+    override = parsed(argument)
     key = override.get_key_element()
     if not override.is_sweep_override():
         return Axis(key.lstrip("+~"), (argument,))

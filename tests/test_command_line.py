@@ -88,6 +88,17 @@ def test_a_folder_of_own_yamls_is_composed_with_and_kept(tmp_path: Path) -> None
         composer_of([*line.overrides, f"hydra.searchpath=['{tmp_path / 'my conf'}']"][-1:])
 
 
+@pytest.mark.parametrize("hydra", ["run: {dir: x}", "job: {env_set: {A: b}}", "job: {chdir: true}", "output_subdir: x"])
+def test_a_file_that_sets_what_is_not_read_is_refused(hydra: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\nhydra: {{mode: MULTIRUN, {hydra}}}\n")
+    line = check_arguments(["--config-dir", str(tmp_path), "+sweep=mine", "track=tiny"])
+    with pytest.raises(
+        UserError, match=r"hydra\.(run\.dir|job\.\w+|output_subdir)=.*: golf does not read it; .*conf/ sets it"
+    ):
+        compose(line.overrides)
+
+
 @pytest.mark.parametrize("group", ["qat", "codec", "late", "experiment", "curriculum", "model/output"])
 def test_null_is_no_option_of_a_group(group: str) -> None:
     base = ["track=tiny", "experiment=pr401_late_qat"] if group == "qat" else ["track=tiny"]

@@ -3,15 +3,17 @@
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from golf import evaluate, quantize
 from golf.compose import compose
-from golf.config import fingerprint
+from golf.config import Run, fingerprint, identity
 from golf.errors import ExportError, RunError
-from golf.requantise import open_source
+from golf.requantise import Source, open_source
+from golf.rundir import RunDir
 from tests.helpers.runs import Job, toy_overrides
 
 
@@ -151,3 +153,25 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, made: Path, c
     captured = capsys.readouterr()
     assert message in captured.err and len(captured.err.strip().splitlines()) == 1
     assert sorted(made.parents[1].rglob("result.json")) == before
+
+
+def test_each_cell_keeps_the_command_that_makes_it_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Pasted into a shell it composes the very run of the cell, though the cells were made by one command with -m."""
+    kept: list[tuple[Run, list[str]]] = []
+
+    def act(source: Source, run: Run, sinks: object, command: list[str]) -> tuple[RunDir, dict]:
+        kept.append((run, command))
+        return source.folder, source.result
+
+    monkeypatch.setattr(quantize, "DOOR", replace(quantize.DOOR, act=act))
+    assert quantize.main(["-m", f"run={made}", "quant=int8", "codec=null,zstd"]) == 0
+    several, commands = [run for run, _ in kept], [command for _, command in kept]
+    kept.clear()
+    for command in commands:
+        assert quantize.main(shlex.split(shlex.join(command))[1:]) == 0
+    assert several[0].codec is None and several[1].codec is not None
+    assert [identity(run, "") for run, _ in kept] == [identity(run, "") for run in several]
+    assert quantize.main([f"run={made}", "quant=int8", "quant=int6"]) == 2
+    assert "quant is given twice" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from golf.suggestions import hint
 # Keys that no sweep is named after.
 NAMELESS = (NOT_IDENTITY - {"track", "scale", "label"}) | {"seed", "sweep", "hydra"}
 PLACES = ("data.path",)  # where a text lies says nothing of what it is
+OF_TRACKS = ("track", "scale", "data", "batch", "budget", "compute", "cap_bytes")
 NOT_IN_ROWS = ("seed", "label", "sweep_label", "sweep", "hydra")  # a sweep decides these
 WORDS = ("null", "true", "false", "inf", "nan")  # more than names to Hydra
 LONGEST = 80
@@ -133,9 +134,15 @@ def sweep_label(name: str | None, axes: Sequence[Axis]) -> str:
 def run_label(base: str, overrides: Sequence[str]) -> str:
     """The name of a lone run: its base and what the command line changes, in one order however it was typed.
 
-    Where its text lies is left out: the same text elsewhere gives the same run.
+    The model comes first and what a track sets comes last, since the end of a long name is a hash. Where its text lies
+    is left out: the same text elsewhere gives the same run.
     """
-    told = [override for override in sorted(overrides, key=key_of) if says_what(key_of(override))]
+
+    def place(override: str) -> tuple[bool, bool, str]:
+        root = re.split(r"[./@]", key_of(override))[0]
+        return root in OF_TRACKS, root != "model", key_of(override)
+
+    told = [override for override in sorted(overrides, key=place) if says_what(key_of(override))]
     return _shortened("-".join([base, *(slug(override) for override in told if key_of(override) not in PLACES)]))
 
 

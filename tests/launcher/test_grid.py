@@ -118,14 +118,15 @@ def test_different_keys_never_share_a_folder() -> None:
 
 def test_a_lone_run_is_called_after_what_its_command_line_changes() -> None:
     line = [
+        "batch.sequence_length=16",
         "track=tiny",
         "model.dim=64",
-        "+model.mixer.output.xsa.layers='last:2 of 4'",
         "qat=null",
+        "+model.layers='3'",
         "seed=5",
         "log=none",
     ]
-    name = "base-model.dim_64-model.mixer.output.xsa.layers_last_2_of_4-qat_null-tiny"
+    name = "base-model.dim_64-model.layers_3-qat_null-batch.sequence_length_16-tiny"
     assert run_label("base", line) == run_label("base", line[::-1]) == name
     assert run_label("base", ["data.path=/a/b.txt", "outputs=/x", "launch.nproc=2", "data_dir=/y"]) == "base"
     long = [f"model.dim={'9' * 90}{digit}" for digit in (1, 2)]
