@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,7 +42,14 @@ UNREAD = {
 }
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
 # As conf/config.yaml leaves them: what a file of conf/ says of them instead would be ignored.
-LEFT = {"run.dir": ".", "sweep.dir": ".", "output_subdir": None, "job.env_set": {}, "job.chdir": False, "callbacks": {}}
+LEFT: dict[str, Any] = {
+    "run.dir": ".",
+    "sweep.dir": ".",
+    "output_subdir": None,
+    "job.env_set": {},
+    "job.chdir": False,
+    "callbacks": {},
+}
 READ = ("hydra.mode", "hydra.sweeper.", SEARCH_PATH)
 
 

@@ -1,6 +1,7 @@
 """Words of the command line: what Hydra would take silently is refused, and what it cannot read is given in quotes."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from golf.arguments import Parser, key_values, one_of
 from golf.command_line import check_arguments, quoted, search_paths
 from golf.compose import compose, composer_of
 from golf.errors import UserError
+from golf.launcher.grid import Plan, expand
 from golf.launcher.grid import quoted as as_name
 from golf.suggestions import did_you_mean, nearest_key
+from hydra_plugins.golf_sweeper import _axis
 from tests.helpers.tiers import slow
 
 REFUSED = {
@@ -73,6 +76,38 @@ def test_any_text_can_be_given_in_quotes(examples: int) -> None:
         assert OverridesParser.create().parse_override(word).value() == value
 
     same()
+
+
+ODD = [
+    "a b",
+    "a,b",
+    "(x)",
+    "1e3",
+    "null",
+    "'q'",
+    'd"q',
+    "a\\n",
+    "größe",
+    "a=b",
+    "[y]",
+    "#z",
+    "a&b;c",
+    "$HOME",
+    "x\\",
+    " a ",
+]
+
+
+@pytest.mark.parametrize("value", [*ODD[:4], *map(slow, ODD[4:])])
+def test_a_command_pasted_into_a_shell_composes_the_same_run(value: str) -> None:
+    """As it was typed, and as the cell of a sweep keeps it."""
+    typed = ["data=text", quoted("data.path", value)]
+    run = compose(check_arguments(shlex.split(shlex.join(typed))).overrides)
+    assert run.data.path == value  # type: ignore[attr-defined]
+    swept = OverridesParser.create().parse_override(f"{typed[1]},other")
+    cell = expand(Plan(None, None, (), {}), [_axis(swept)])[0]
+    again = compose(["data=text", *shlex.split(shlex.join(cell))])
+    assert replace(again, label=run.label) == run
 
 
 def test_a_folder_of_own_yamls_is_composed_with_and_kept(tmp_path: Path) -> None:
