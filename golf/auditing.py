@@ -1,6 +1,6 @@
 """The audit of a run: the probes on its own evaluator and artifact, and what its records, its data and its file say."""
 
-import json
+import contextlib
 import math
 import time
 from dataclasses import asdict, replace
@@ -19,6 +19,7 @@ from golf.errors import UserError
 from golf.evals.case import Case, sample_text
 from golf.evals.known_bad import KNOWN_BAD
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN, Finding, probe
+from golf.files import parse_json, read_text
 from golf.keeping import PASSES
 from golf.ledger import Ledger
 from golf.legality import broken_rules
@@ -207,10 +208,20 @@ def tuning(source: Source) -> Finding:
     """How often this folder's runs were scored on validation text: choosing by that is tuning on it."""
     rule = "settings are not chosen by validation scores (#1991, #2098; class 24)"
     ledger = source.folder.path.parents[1] / PASSES
-    passes = [json.loads(line)["sweep"] for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    passes = sweeps_scored(ledger)
     mine = passes.count(source.folder.path.parent.name)
     text = f"{mine:,} passes over validation text in this sweep, {len(passes):,} in all; no program sees intentions"
     return Finding("tuning", UNKNOWN, text, rule)
+
+
+def sweeps_scored(ledger: Path) -> list[str]:
+    """Return the sweep of each pass that is entered there; a line that is none is left out."""
+    sweeps = []
+    with contextlib.suppress(OSError):
+        for line in read_text(ledger).splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                sweeps.append(parse_json(line)["sweep"])
+    return sweeps
 
 
 MADE_UP = ("repeat", "future", "cut", "target", "normalisation", "coverage")

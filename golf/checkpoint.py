@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from golf.errors import RunError
+from golf.files import opened, parse_json
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -33,6 +34,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        with opened(path):  # a pipe would be waited for
+            pass
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -40,7 +43,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _meta(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {})["meta"])
+    return parse_json((file.metadata() or {})["meta"])
 
 
 def load_meta(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from golf.artifact.file import check_readable
 from golf.averaging import NoAverageConfig
 from golf.config import Run
 from golf.dist import Ranks, pick_device
@@ -76,6 +77,7 @@ def check_storage(run: Run, model: LM) -> None:
     run.chosen_codec.check()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     run.quant.predict_bytes({name: shapes[name] for name in roles}, roles, run.chosen_codec)
+    check_readable(run.model, run.quant, run.chosen_codec)
     if run.quant.fit and not run.quant.dialled(shapes, roles):
         raise UserError(
             "quant.fit=true: the steps of this quantiser are tied to the largest weights, or there are none, so that "

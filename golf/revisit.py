@@ -15,6 +15,7 @@ from golf.checks import check_scorers, check_storage
 from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
 from golf.errors import UserError, in_one_line
+from golf.files import read_text
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
 from golf.rundir import RunDir, illegal
@@ -119,7 +120,7 @@ def axis_of(argument: str) -> Axis:
 
 def with_overrides(source: Source, changeable: tuple[str, ...], new: list[str]) -> list[str]:
     """The overrides that the run was started with, these over them: a group chosen anew drops what was set in it."""
-    words = shlex.split((source.folder.path / "command.txt").read_text())[1:]
+    words = shlex.split(read_text(source.folder.path / "command.txt"))[1:]
     folders = [word for word in words if key_of(word) == SEARCH_PATH]
     old = [word for word in words if "=" in word and not word.startswith("-") and root_of(word) not in NOT_PASSED]
     keys = {key_of(override) for override in new}

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from golf.errors import BusyError, UserError
+from golf.files import MOST_TEXT, parse_json, read_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 # A result without these is none.
@@ -67,9 +68,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The JSON in a file; None where the file is absent or not whole."""
+    """Return the JSON in a file; None where the file is absent, not whole, or none that golf would write."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_bytes(path, MOST_TEXT))
     except (OSError, ValueError):
         return None
 

@@ -1,17 +1,18 @@
 """Where a run stands, read from its folder alone: nothing in it is touched, no process is asked."""
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from golf.files import opened, parse_json, read_bytes
 from golf.rundir import RunDir, illegal
 
 # The state of a run that has no result, from its folder and status.json.
 StateOf = Callable[[RunDir, dict[str, Any]], str]
+MOST_METRICS = 2**30  # bytes of a metrics.jsonl
 TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually, the last score
 
 
@@ -71,7 +72,7 @@ def read_standing(folder: RunDir, state_of: StateOf = by_process) -> Standing:
 def _last_logged(folder: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the last record of metrics.jsonl, and the last one that holds a score; each empty where there is none."""
     try:
-        with open(folder.metrics, "rb") as file:
+        with opened(folder.metrics) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
@@ -79,7 +80,7 @@ def _last_logged(folder: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
     last: dict[str, Any] = {}
     for line in reversed(lines):
         with contextlib.suppress(ValueError):  # a line that a kill or the seek cut
-            record = json.loads(line)
+            record = parse_json(line)
             if isinstance(record, dict):
                 last = last or record
                 if "val_bpb" in record:
@@ -91,13 +92,13 @@ def logged(folder: RunDir, key: str) -> list[tuple[int, float, float]]:
     """(step, seconds of training, value) of each step that was logged with a value of this key; NaN where a run
     diverged."""
     try:
-        lines = folder.metrics.read_bytes().splitlines()
+        lines = read_bytes(folder.metrics, MOST_METRICS).splitlines()
     except OSError:
         return []
     values = []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut, a step without a value
-            record = json.loads(line)
+            record = parse_json(line)
             values.append((int(record["step"]), float(record["train_seconds"]), float(record[key])))
     return values
 

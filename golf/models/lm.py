@@ -58,10 +58,10 @@ class LMConfig:
         """A model with fresh weights from torch's global generator, on the current default device."""
         return LM(self)
 
-    def build_on_meta(self) -> "LM":
-        """The model without memory or values: names and shapes only."""
+    def build_on_meta(self, most_weights: int | None = None) -> "LM":
+        """The model without memory or values: names and shapes only. most_weights: as of Frame."""
         with torch.device("meta"), _NoFill():
-            return LM(self)
+            return LM(self, most_weights)
 
     def exported(self) -> "LMConfig":
         """The model that the artifact holds: what only training uses is left out."""
@@ -96,9 +96,9 @@ class LM(nn.Module):
     embed: Any
     head: Any
 
-    def __init__(self, config: LMConfig):
+    def __init__(self, config: LMConfig, most_weights: int | None = None):
         super().__init__()
-        frame = Frame(config.vocab_size, config.dim, config.layers, config.linear)
+        frame = Frame(config.vocab_size, config.dim, config.layers, config.linear, most_weights=most_weights)
         self.embed = config.embed.build(frame)
         self.stack = config.stack.build(frame, lambda layer: Block(config, frame, layer), config.residual)
         if not self.stack.reads_input and len(self.embed.features):

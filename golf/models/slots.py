@@ -31,7 +31,8 @@ class Frame:
     the block, mixer or mlp; kind: what tells a matrix from others of its layer, the same in every layer that has it.
 
     shared: modules that the model owns once and parts reach through Context.shared; memo: whatever builders of several
-    layers must agree on. Both are the same objects for all layers of one model.
+    layers must agree on. Both are the same objects for all layers of one model. most_weights: of all matrices together,
+    those that are made of something smaller among them; None: as many as there is memory for.
     """
 
     vocab_size: int
@@ -43,6 +44,7 @@ class Frame:
     kind: str = ""
     shared: dict[str, nn.Module] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
+    most_weights: int | None = None
 
     def at(self, layer: int, part: str = "") -> "Frame":
         return replace(self, layer=layer, part=part)
@@ -52,7 +54,13 @@ class Frame:
         return replace(self, layer=None, part="")
 
     def matrix(self, inputs: int, outputs: int, *, residual: bool = False, gain: float = 1.0) -> nn.Module:
-        """A module x_..I -> y_..O from the `linear` slot. residual: it writes to the residual stream."""
+        """A module x_..I -> y_..O from the `linear` slot. residual: it writes to the residual stream.
+
+        Raises UserError where the matrices so far come to more than most_weights.
+        """
+        weights = self.memo["weights"] = self.memo.get("weights", 0) + inputs * outputs
+        if self.most_weights is not None and weights > self.most_weights:
+            raise UserError(f"model.dim: the matrices have {weights:,} weights or more, over {self.most_weights:,}")
         kind = f"{self.part} {outputs}x{inputs}{' residual' * residual}{f' times {gain:g}' * (gain != 1.0)}"
         number = self.memo[self.layer, kind] = self.memo.get((self.layer, kind), -1) + 1
         frame = replace(self, kind=f"{kind} {number}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.errors import UserError
+from golf.files import MOST_TEXT, parse_json, read_bytes, read_text
 from golf.launcher.standing import logged, read_standing, standing_of
 from golf.result import SCHEMA
 from golf.rundir import RunDir, read_json
@@ -211,7 +212,7 @@ def environment_of(run: Started) -> dict[str, str]:
     packages = ("python", "torch", "cuda", "zstandard", "flash-attn")
     versions = {key: run.result["environment"].get(key) for key in packages}
     patch = run.folder / "diff.patch"
-    changes = patch.read_bytes() if patch.exists() else b""
+    changes = read_bytes(patch, MOST_TEXT) if patch.is_file() else b""
     facts = {
         "commit": run.result["environment"].get("git_commit"),
         "uncommitted changes": hashlib.sha256(changes).hexdigest() if changes.strip() else None,
@@ -228,7 +229,7 @@ def traces(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for path in sorted((folder / "trace").glob("*.jsonl")):
         with contextlib.suppress(OSError, ValueError):
-            found[path.stem] = [json.loads(line) for line in path.read_text().splitlines()]
+            found[path.stem] = [parse_json(line) for line in read_text(path).splitlines()]
     return found
 
 

@@ -3,14 +3,20 @@
 import hashlib
 import io
 import json
+import lzma
 import os
 import tarfile
+from io import BufferedReader
 from pathlib import Path
+from typing import IO, Any
 
 from golf.errors import RunError, UserError
+from golf.files import MOST_TEXT, opened, parse_json
 from golf.rundir import RunDir
 
 MANIFEST = "MANIFEST.json"
+# An archive that is looked at may unpack to so many bytes, and so many times its own; a run has some hundred files.
+MOST_BYTES, MOST_RATIO, MOST_FILES, MOST_MEMORY = 2**28, 64, 10_000, 2**28
 LEFT_OUT = ("checkpoint", ".lock", "wandb")  # what a restart needs, and copies of what is there
 
 
@@ -58,14 +64,67 @@ def _write_once(target: Path, data: bytes) -> None:
 
 
 def verify(path: Path) -> int:
-    """How many files an archive holds, each as its manifest says, the whole as its name says. RunError where not."""
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest()[:16] != path.name.removesuffix(".tar.xz").rsplit("-", 1)[-1]:
-        raise RunError(f"{path}: is damaged: its sha256 is not the one in its name")
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as tar:
-        found = {entry.name: tar.extractfile(entry) for entry in tar.getmembers()}
-        held = {name: file.read() for name, file in found.items() if file is not None}
-    manifest = json.loads(held.pop(MANIFEST))
-    if {name: hashlib.sha256(body).hexdigest() for name, body in held.items()} != manifest:
+    """Return how many files an archive holds: each as its manifest says, the whole as its name says; else RunError.
+
+    The files are read one after another and kept nowhere: an archive of any size takes no memory.
+    """
+    try:
+        with opened(path) as file:
+            name = path.name.removesuffix(".tar.xz").rsplit("-", 1)[-1]
+            if hashlib.file_digest(file, "sha256").hexdigest()[:16] != name:
+                raise RunError(f"{path}: is damaged: its sha256 is not the one in its name")
+            file.seek(0)
+            manifest, hashes = _contents(file)
+    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
+        raise RunError(f"{path}: is no archive of a run: {error}") from None
+    if hashes != manifest:
         raise RunError(f"{path}: its files are not those of its manifest")
-    return len(held)
+    return len(hashes)
+
+
+class Unpacked(io.RawIOBase):
+    """What an .xz file holds, read in order. Raises ValueError beyond `most` bytes, lzma.LZMAError where unpacking
+    would take over MOST_MEMORY."""
+
+    def __init__(self, file: BufferedReader, most: int):
+        self.file, self.left = file, most
+        self.decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.decompressor.eof:
+            packed = self.file.read(2**16) if self.decompressor.needs_input else b""
+            if not packed and self.decompressor.needs_input:
+                raise EOFError("it ends too soon")
+            if data := self.decompressor.decompress(packed, len(buffer)):
+                self.left -= len(data)
+                if self.left < 0:
+                    raise ValueError("it unpacks to far more than a run is")
+                buffer[: len(data)] = data
+                return len(data)
+        return 0
+
+
+def _contents(file: BufferedReader) -> tuple[Any, dict[str, str]]:
+    """Return the manifest of an archive, and the sha256 of each other file. Raises ValueError beyond the limits."""
+    manifest, hashes = None, dict[str, str]()
+    most = MOST_BYTES + MOST_RATIO * os.fstat(file.fileno()).st_size
+    with tarfile.open(fileobj=io.BufferedReader(Unpacked(file, most)), mode="r|") as tar:
+        for entry in tar:
+            body = tar.extractfile(entry)
+            if body is None or entry.name in hashes or len(hashes) >= MOST_FILES:
+                raise ValueError(f"{entry.name[:80]}: is no file, is there twice, or is one of too many")
+            if entry.name == MANIFEST and entry.size <= MOST_TEXT:
+                manifest = parse_json(body.read())
+            else:
+                hashes[entry.name] = _digest(body)
+    return manifest, hashes
+
+
+def _digest(body: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := body.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()

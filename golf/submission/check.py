@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
+from golf.files import MOST_TEXT, read_bytes, read_text
 from golf.submission.folder import READABLE, REQUIREMENTS, SCRIPT, TOKENIZER, modules_of
 from golf.submission.logs import last_line
 from golf.submission.record import FILE, SeedResult, Submission, read_submission
@@ -32,7 +33,7 @@ def _code(folder: Path, record: Submission) -> Iterator[str]:
     path = folder / SCRIPT
     if not path.is_file():
         return
-    code = path.read_bytes()
+    code = read_bytes(path, MOST_TEXT)
     if len(code) != record.bytes_code:
         yield f"{SCRIPT}: has {len(code):,} bytes, {FILE} counts {record.bytes_code:,}"
     elif sha256(code).hexdigest() != record.code_sha256:
@@ -80,7 +81,7 @@ def _log(folder: Path, seed: str, found: SeedResult, evaluator: str) -> Iterator
     path = folder / found.log
     if not path.is_file():
         return  # told among the files
-    said = last_line(path.read_text(errors="replace"))
+    said = last_line(read_text(path))
     if said is None:
         yield f"{found.log}: has no RESULT line; it is not a whole log"
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.errors import UserError
+from golf.files import read_text
 from golf.reports.load import Started
 from golf.reports.stats import summarize
 from golf.rundir import RunDir, environment, same_code
@@ -221,7 +222,7 @@ def command_of(entry: Entry) -> str:
 
 def overrides_of(run: Started) -> str:
     """golf's command line of a run, without what is no part of the recipe."""
-    words = shlex.split((run.folder / "command.txt").read_text())[1:]
+    words = shlex.split(read_text(run.folder / "command.txt"))[1:]
     kept = [word for word in words if not word.lstrip("+~").startswith(OF_GOLF) and not word.startswith("-")]
     return shlex.join(kept)
 

@@ -1,8 +1,9 @@
 """Train logs in the lines that the challenge's own script prints, from what a run folder holds."""
 
-import json
 from typing import Any
 
+from golf.files import parse_json, read_text
+from golf.launcher.standing import MOST_METRICS
 from golf.reports.load import Started
 from golf.rundir import RunDir
 from golf.submission.script import last_lines, step_lines
@@ -20,8 +21,8 @@ def log_of(run: Started, code_bytes: int) -> str:
         "golf's own run of the configuration that train_gpt.py was made from",
         f"seed:{run.seed} world_size:{result['world_size']} config:{run.config_hash}",
     ]
-    for line in RunDir(run.folder).metrics.read_text().splitlines():
-        lines += step_lines(json.loads(line), result["steps"])
+    for line in read_text(RunDir(run.folder).metrics, MOST_METRICS).splitlines():
+        lines += step_lines(parse_json(line), result["steps"])
     facts = {key: result[key] for key in ("seed", "steps", "train_seconds", "counted_seconds", "artifact_bytes")}
     scores = {name: (e["val_loss"], e["val_bpb"], e["seconds"]) for name, e in result["evals"].items()}
     lines += [f"model_params:{result['params']}", *last_lines(facts | {"code_bytes": code_bytes}, scores)]
@@ -32,7 +33,7 @@ def last_line(log: str) -> dict[str, Any] | None:
     """The RESULT of a log; None where it has none."""
     lines = [line for line in log.splitlines() if line.startswith("RESULT ")]
     try:
-        found = json.loads(lines[-1].removeprefix("RESULT ")) if lines else None
+        found = parse_json(lines[-1].removeprefix("RESULT ")) if lines else None
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

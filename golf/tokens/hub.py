@@ -5,7 +5,6 @@ manifest.json, which names data sets and tokenizers; tokenizers/*.model; and in 
 fineweb_train_000000.bin and so on, and the like for val.
 """
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from golf.errors import UserError
 from golf.fields import positive
+from golf.files import MOST_TEXT, parse_json, read_bytes
 from golf.tokens.prepare import DataConfig, Log, Prepared, Split, describe_split
 from golf.tokens.shards import TokenStream, check_ids, file_sha256, open_shard, write_shard
 from golf.tokens.tokenizer import ByteCounter, load_tokenizer
@@ -99,7 +99,7 @@ class FinewebConfig(DataConfig):
         path = self._download("manifest.json", cache)
         name = f"fineweb10B_{self.variant}"
         try:
-            manifest = json.loads(path.read_text())
+            manifest = parse_json(read_bytes(path, MOST_TEXT))
             datasets = {entry["name"]: entry for entry in manifest["datasets"]}
             tokenizers = {entry["name"]: entry for entry in manifest["tokenizers"]}
             if name not in datasets:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from golf.errors import UserError
+from golf.files import MOST_TEXT, parse_json, read_bytes
 from golf.tokens.shards import TokenStream, file_sha256, open_shard
 from golf.tokens.tokenizer import ByteCounter
 
@@ -96,7 +97,7 @@ class Prepared:
     def load(cls, folder: Path) -> "Prepared":
         """Read a folder's manifest; UserError where it is missing or damaged."""
         try:
-            return cls.from_dict(json.loads((folder / MANIFEST).read_text()), folder)
+            return cls.from_dict(parse_json(read_bytes(folder / MANIFEST, MOST_TEXT)), folder)
         except FileNotFoundError:
             raise UserError(
                 f"{folder}: has no {MANIFEST}, so it is no prepared data; name one from golf/data.py list"

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from golf.artifact import file as file_module
-from golf.artifact.file import CONFIG_PACKAGES, MAGIC, PREFIX, read_artifact
+from golf.artifact.file import CONFIG_PACKAGES, MAGIC, PREFIX, check_readable, read_artifact
+from golf.checks import check
 from golf.conf_files import CONF, load_part
 from golf.config import Run
 from golf.errors import UserError
@@ -277,14 +278,54 @@ def repack(path: Path, change: Callable[[dict], None]) -> None:
     _, _, size = PREFIX.unpack_from(blob)
     header = json.loads(zlib.decompress(blob[PREFIX.size : PREFIX.size + size]))
     change(header)
-    packed = zlib.compress(json.dumps(header).encode())
+    packed = zlib.compress(dumped(header).encode())
     rest = struct.pack("<I", len(packed)) + packed + blob[PREFIX.size + size :]
     path.write_bytes(seal(rest))
 
 
 LOOP = {"_target_": "golf.models.loops.LoopConfig", "span": "all", "positions": None, "own_scales": False}
 MTP = {"_target_": "golf.models.mtp.MultiTokenConfig", "heads": 2, "weight": 0.1, "softcap": None}
+SEEDED = {"_target_": "golf.models.seeded.SeededConfig", "k": 2**16, "seed": 1}
+SEEDED_DENSE = {
+    "_target_": "golf.models.seeded.SeededDenseConfig",
+    "k": 256,
+    "seed": 1,
+    "std": 1,
+    "p_std": 1,
+    "phi_std": 1,
+}
+TRAIN = {"_target_": "golf.models.tensor_train.TensorTrainConfig", "bond": 2}
+HEADS = {"heads": 1, "kv_heads": 1}
+
+
+def deep(levels: int) -> dict:
+    """Dicts in dicts."""
+    node: dict = {}
+    for _ in range(levels):
+        node = {"a": node}
+    return node
+
+
+def made_of(linear: dict, dim: int, **more: int) -> Callable[[dict], None]:
+    """A header whose model has matrices of another make, and this width."""
+
+    def lie(h: dict) -> None:
+        model = h["model"]
+        model.update(dim=dim, linear={**linear, "dense": model["linear"]}, **more)
+        model["mixer"].update(HEADS)
+
+    return lie
+
+
 LIES: dict[str, Callable[[dict], None]] = {
+    "seeded numbers": made_of(SEEDED, 2**12, layers=4),
+    "a dense projection": made_of(SEEDED_DENSE, 2**10),
+    "a train of endless modes": made_of(TRAIN, 2**50),
+    "a train of many modes": made_of(TRAIN, 2**30),
+    "a train of large matrices": made_of(TRAIN, 2**14),
+    "wide channels": lambda h: (made_of(TRAIN, 64)(h), h["model"]["mlp"].update(expand=2.0**44)),
+    "a deep tree": lambda h: h["model"].update(mixer=deep(5000)),
+    "a deep tree in a format": lambda h: h["formats"].update(int6=deep(900)),
     "foreign class": lambda h: h["model"].update(_target_="os.path.Evil"),
     "a run's own class that is no model": lambda h: h["model"].update(_target_="golf.config.Run"),
     "format for model": lambda h: h.update(model=h["formats"]["int6"]),
@@ -324,6 +365,50 @@ def test_lying_headers_are_refused_without_an_import(lie: Callable[[dict], None]
     with pytest.raises(UserError, match="not a sound artifact"):
         read_artifact(path)
     assert {name for name in set(sys.modules) - modules if not name.startswith(("torch", "golf"))} == set()
+
+
+def dumped(header: dict) -> str:
+    """JSON of a dict of any depth."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        return json.dumps(header)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize("choice", ["model=seeded", "model/linear=tensor_train", "model/stack=mps", "model=baseline"])
+def test_what_is_trained_can_be_read_back(choice: str, toy: Toy) -> None:
+    """The reader's bounds are asked before training, of what shapes tell; a stack without blocks has no layers."""
+    run = toy(choice)
+    check_readable(run.model, run.quant, run.chosen_codec)
+
+
+BOUNDS = {
+    "MAX_PAYLOAD_BYTES": "bytes before the codec",
+    "MAX_HEADER_BYTES": "header has over",
+    "MAX_PARAMETERS": "parameters",
+    "MAX_LAYERS": "layers can't be made",
+}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_what_could_not_be_read_back_is_not_trained(bound: str, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_module, bound, 1)
+    with pytest.raises(UserError, match=rf"^model: no artifact of it could be read back: .*{BOUNDS[bound]}"):
+        check(toy())
+
+
+@pytest.mark.parametrize("lie", [made_of(SEEDED, 2**12, layers=4), made_of(TRAIN, 2**14)])
+def test_what_is_made_and_not_stored_is_counted_before_it_is_made(
+    lie: Callable[[dict], None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repack(path, lie)
+    drawn: list[Any] = []
+    monkeypatch.setattr("golf.models.seeded.Drawn.draw", drawn.append)
+    with pytest.raises(UserError, match=r"numbers that are not stored but made, over|weights or more, over"):
+        read_artifact(path)
+    assert not drawn
 
 
 def test_a_header_packed_again_is_taken(path: Path) -> None:
