@@ -58,15 +58,15 @@ def test_two_ranks_under_a_command_train_as_one(job: Callable[..., Job], toy_fol
     """
     here, model = tmp_path / "here", "model/stack=recurrence_untied"
     here.mkdir()
-    line = toy_overrides(toy_folder, [model, "launch.nproc=2", f"outputs={tmp_path / 'two'}"])
+    line = toy_overrides(toy_folder, [model, "launch.nproc=2", "label=ranks", f"outputs={tmp_path / 'two'}"])
     done = subprocess.run(
         [sys.executable, str(ROOT / "golf" / "train.py"), *line], capture_output=True, text=True, timeout=600, cwd=here
     )
     assert done.returncode == 0 and "artifact, read back" in done.stdout, done.stderr
     assert not list(here.iterdir()), "nothing is left where the command was given"
-    one = job(model, outputs="one")
+    one = job(model, "label=ranks", outputs="one")
     one.here()
-    two = job(model, "launch.nproc=2", outputs="two")
+    two = job(model, "label=ranks", "launch.nproc=2", outputs="two")
     assert two.finished is not None and one.folder.path.name == two.folder.path.name
     assert_ranks_agree(one, two)
 

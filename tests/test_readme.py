@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import golf.models
+from golf import classes
 from golf.command_line import search_path
 from golf.compose import compose
 from golf.conf_files import CONF
@@ -25,12 +26,16 @@ def listing(path: str) -> str:
 
 @pytest.fixture
 def idea(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A toy run with README's part, whose two files lie in folders of their own."""
-    module, part = tmp_path / "models" / "head_scale.py", tmp_path / "conf" / "model" / "output" / "head_scale.yaml"
-    for path, name in ((module, "golf/models/head_scale.py"), (part, "conf/model/output/head_scale.yaml")):
-        path.parent.mkdir(parents=True)
-        path.write_text(listing(name))
-    monkeypatch.setattr(golf.models, "__path__", [*golf.models.__path__, str(module.parent)])
+    """A toy run with README's part, whose two files lie in a copy of golf, made of links, and a folder like conf/."""
+    for path in classes.GOLF.rglob("*.py"):
+        link = tmp_path / "golf" / path.relative_to(classes.GOLF)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    for name in ("golf/models/head_scale.py", "conf/model/output/head_scale.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(listing(name))
+    monkeypatch.setattr(classes, "GOLF", tmp_path / "golf")
+    monkeypatch.setattr(golf.models, "__path__", [*golf.models.__path__, str(tmp_path / "golf" / "models")])
     places = [f"outputs={tmp_path / 'outputs'}", search_path([str(tmp_path / "conf")])]
     return compose(toy_overrides(toy_folder, [*places, "model/output=head_scale"]))
 
