@@ -1,5 +1,6 @@
 """The full state of a run in one file, written beside and renamed, so that a kill leaves the old one or the new one."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,12 +18,13 @@ from golf.files import opened, parse_json
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors (any device) and JSON-able meta atomically and durably; tensors may not be empty of names."""
+    """Write tensors (any device) and JSON-able meta atomically and durably, with a checksum of both."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        save_file(owned, temporary, metadata={"meta": json.dumps(meta)})
+        text = json.dumps(meta)
+        save_file(owned, temporary, metadata={"meta": text, "sha256": _checksum(owned, text)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -55,7 +58,20 @@ def load_meta(path: Path) -> dict[str, Any]:
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what save_tensors wrote. Raises RunError naming the file where it is damaged."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _meta(file)  # noqa: SIM118 (not a dict)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        said = file.metadata() or {}
+        if said.get("sha256") not in (None, _checksum(tensors, said["meta"])):  # None: written before there was one
+            raise ValueError("its checksum does not match: some of it was changed")
+        return tensors, _meta(file)
+
+
+def _checksum(tensors: dict[str, Tensor], meta: str) -> str:
+    """Return a sha256 of names, types, shapes and bytes, in an order of its own."""
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def pack(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from golf.artifact.codecs import CodecConfig
 from golf.averaging import AverageConfig
 from golf.curriculum import Batches, CurriculumConfig, Shape
+from golf.errors import UserError
 from golf.evals.evaluator import EvalConfig
 from golf.fields import OPERATIONAL, between, one_of, positive
 from golf.late import LateConfig
@@ -271,6 +272,15 @@ def identity(run: Run, data_digest: str) -> dict[str, Any]:
         batches = run.batches(run.launch.nproc)
         node["cut"] = [run.launch.nproc, batches.rows(batches.full)]
     return without_nulls(node)
+
+
+def check_owner(run: Run, config: dict[str, Any], where: str) -> None:
+    """Raise UserError where a run folder's config.json does not hold the run that its fingerprint names."""
+    if fingerprint(run, config["prepared"]["digest"]) != config["fingerprint"]:
+        raise UserError(
+            f"{where}: config.json was changed, or made by another golf: it is not the configuration that its "
+            "fingerprint names; train the run again"
+        )
 
 
 def fingerprint(run: Run, data_digest: str, *, with_seed: bool = True) -> str:

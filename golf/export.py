@@ -96,7 +96,8 @@ def score_artifact(
     fresh = artifact.model.to(ranks.device)
     fresh.compute_dtype, fresh.attend = model.compute_dtype, model.attend
     scores: dict[str, Score] = {}
-    files = keeping.evaluation(file_sha256(keeping.artifact), sinks.note)
+    digest = file_sha256(keeping.artifact)
+    files = keeping.evaluation(digest, sinks.note)
     for name in run.eval.evaluators:
         with ledger.phase("eval", run.eval.split):
             scores[name] = scoring.score(fresh, name, files)
@@ -106,6 +107,7 @@ def score_artifact(
     return {
         **_score_part(run, weights, pre_quant_bpb, scores),
         **_size_part(run, artifact.size_bytes, model, fresh),
+        "artifact_sha256": digest,
     }
 
 

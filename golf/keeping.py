@@ -101,17 +101,19 @@ class Keeping:
 
 
 class Kept(Keeping):
-    """All of it, in the run's folder."""
+    """All of it, in the run's folder. owner: the run's fingerprint, which its checkpoint and its weights name."""
 
-    def __init__(self, folder: RunDir, checkpoint: Checkpoint, resume: str):
+    def __init__(self, folder: RunDir, checkpoint: Checkpoint, resume: str, owner: str):
         super().__init__(folder.artifact)
-        self.folder, self.checkpoint, self.resume = folder, checkpoint, resume
+        self.folder, self.checkpoint, self.resume, self.owner = folder, checkpoint, resume, owner
         self.saved_at = time.monotonic()
 
     def restore(self, parts: Parts, state: LoopState, ledger: Ledger) -> str:
         if self.resume != "auto" or not self.folder.checkpoint.exists():
             return ""
         tensors, meta = load_tensors(self.folder.checkpoint)
+        if meta.pop("owner", self.owner) != self.owner:
+            raise RunError(f"{self.folder.checkpoint}: is another run's checkpoint; delete it to start this run again")
         parts.model.load_state_dict(unpack(tensors, "model"))
         parts.optimizer.load(unpack(tensors, "optimizer"))
         device = next(parts.model.parameters()).device
@@ -138,7 +140,7 @@ class Kept(Keeping):
                 raise RunError(f"weights are no numbers any more at step {state.step}; lower the learning rates")
             state.phases = ledger.phases
             meta = asdict(state) | {"saved_step": state.step, "earlier_seconds": state.wall_seconds()}
-            meta |= {"loader": parts.loader.state(), "late": parts.late.state()}
+            meta |= {"loader": parts.loader.state(), "late": parts.late.state(), "owner": self.owner}
             del meta["started"]
             tensors: dict[str, dict[str, Tensor]] = {
                 "model": dict(parts.model.named_parameters()),
@@ -154,7 +156,7 @@ class Kept(Keeping):
         self.saved_at = time.monotonic()
 
     def weights(self, weights: dict[str, Tensor], step: int) -> None:
-        save_tensors(self.folder.weights, weights, {"step": step})
+        save_tensors(self.folder.weights, weights, {"step": step, "owner": self.owner})
 
     def trained(self, measured: dict[str, Any]) -> None:
         write_json(self.folder.trained, measured)

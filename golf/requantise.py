@@ -9,7 +9,7 @@ from typing import Any
 from golf import rundir
 from golf.calibrate import calibrate
 from golf.checkpoint import load_tensors
-from golf.config import Run, fingerprint
+from golf.config import Run, check_owner, fingerprint
 from golf.dist import Ranks, pick_device, pick_precision
 from golf.errors import UserError
 from golf.export import quant_seconds, score_artifact, store, told
@@ -25,6 +25,7 @@ from golf.scoring import Scoring
 from golf.sinks import Sink
 from golf.suggestions import hint, names_in
 from golf.tokens.prepare import Prepared
+from golf.tokens.shards import file_sha256
 from golf.typed import typed
 
 TRAINED = ("steps", "train_tokens", "train_seconds", "step_ms", "step_ms_mean", "tokens_per_second", "raw_bpb")
@@ -60,7 +61,18 @@ def open_source(path: Path, *, weights: bool = True, artifact: bool = True) -> S
         run: Run = typed(config["run"], "", Run)
     except UserError as error:
         raise UserError(f"run={path}: made by a golf whose configurations were others ({error})") from None
-    return Source(folder, run, Prepared.load(Path(config["prepared"]["folder"])), result)
+    check_owner(run, config, f"run={path}")
+    source = Source(folder, run, Prepared.of_run(config["prepared"]), result)
+    if artifact:
+        check_artifact(folder, result)
+    return source
+
+
+def check_artifact(folder: RunDir, result: dict[str, Any]) -> None:
+    """Raise UserError where a run's artifact is not the file that its result was scored with."""
+    there = file_sha256(folder.artifact) if folder.artifact.is_file() else "gone"
+    if there != result.get("artifact_sha256", there):  # results of before did not keep it
+        raise UserError(f"run={folder.path}: artifact.golf is not the file that was scored; train or quantise it again")
 
 
 def _of_training(folder: RunDir, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -109,7 +121,7 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
         began_as = rundir.environment()
         ranks = Ranks(0, 1, pick_device(run.compute.device))
         model = load_model(source, ranks)
-        keeping = Kept(folder, run.checkpoint, run.resume)
+        keeping = Kept(folder, run.checkpoint, run.resume, digest)
         train = source.result["phases"]["train"]
         ledger.add("train", source.result["train_seconds"], tuple(train["reads"]))
         fitted = make(model, folder, ranks, ledger)
@@ -158,7 +170,9 @@ def load_model(source: Source, ranks: Ranks) -> LM:
     """The model with the weights that the run kept: averaged, before quantisation."""
     run = source.run
     model = run.model.build_on_meta()
-    weights, _ = load_tensors(source.folder.weights)
+    weights, meta = load_tensors(source.folder.weights)
+    if meta.get("owner", source.result["fingerprint"]) != source.result["fingerprint"]:
+        raise UserError(f"run={source.folder.path}: weights.safetensors are another run's; train the run again")
     model.load_state_dict(weights, assign=True, strict=True)
     model = model.to(ranks.device).requires_grad_(False)
     model.compute_dtype = pick_precision(run.compute.precision, ranks.device)

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from golf import dist, result
 from golf.checkpoint import load_meta
-from golf.config import Run
+from golf.config import Run, check_owner
 from golf.errors import BusyError, ExportError, RunError, UserError
 from golf.export import export
 from golf.keeping import Kept, LoopState, out_of_memory
@@ -43,9 +43,8 @@ def main(path: str) -> int:
         if config is None:
             raise UserError(f"{folder.config}: no readable config.json; start the run with golf/train.py")
         run: Run = typed(config["run"], "", Run)
-        prepared = Prepared.load(Path(config["prepared"]["folder"]))
-        if prepared.digest != config["prepared"]["digest"]:
-            raise UserError(f"{prepared.folder}: is not the data that the run began with; start it with golf/train.py")
+        check_owner(run, config, path)
+        prepared = Prepared.of_run(config["prepared"])
         ranks = dist.start(run.compute.device)
     except UserError as error:
         print(f"golf: {error}", file=sys.stderr, flush=True)
@@ -105,7 +104,7 @@ def work(
     ledger = Ledger()
     began_as = environment() if ranks.first else {}  # now: the code may be edited while the run goes on
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
-    keeping = Kept(folder, run.checkpoint, run.resume)
+    keeping = Kept(folder, run.checkpoint, run.resume, config["fingerprint"])
     finished = None
     try:
         with ledger.watching(prepared.files()):

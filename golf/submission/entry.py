@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from golf.arguments import one_of
-from golf.config import Run
+from golf.config import Run, check_owner
 from golf.errors import UserError
 from golf.reports.load import Row, Started, Sweep, load, row_of
+from golf.requantise import check_artifact
 from golf.rundir import RunDir, read_json
 from golf.submission.bundle import bundle
 from golf.submission.pack import Packed, pack
@@ -87,11 +88,22 @@ def gather(paths: Sequence[Path], row: str | None, ship: str) -> Entry:
     node = read_json(RunDir(first).config)
     assert isinstance(node, dict)
     run: Run = typed(node["run"], "", Run)
-    prepared = Prepared.load(Path(node["prepared"]["folder"]))
+    for counted in found.counted:
+        _check_claims(counted)
+    prepared = Prepared.of_run(node["prepared"])
     source = source_of(run)
     return Entry(
         row=found, registered=registered, run=run, prepared=prepared, source=source, packed=packed(source), ship=ship
     )
+
+
+def _check_claims(counted: Started) -> None:
+    """Raise UserError where a run's configuration or artifact is not the one that was scored."""
+    folder = RunDir(counted.folder)
+    node = read_json(folder.config)
+    assert isinstance(node, dict) and counted.result is not None
+    check_owner(typed(node["run"], "", Run), node, f"run={folder.path}")
+    check_artifact(folder, counted.result)
 
 
 def source_of(run: Run) -> str:

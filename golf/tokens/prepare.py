@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from golf.errors import UserError
 from golf.files import MOST_TEXT, parse_json, read_bytes
+from golf.hashes import sha256_of
 from golf.tokens.shards import TokenStream, file_sha256, open_shard
 from golf.tokens.tokenizer import ByteCounter
 
@@ -124,14 +125,29 @@ class Prepared:
         except UserError as error:
             raise UserError(f"{error}; delete the folder {self.folder} and prepare it again") from None
 
+    @classmethod
+    def of_run(cls, node: Any) -> "Prepared":
+        """Load the data that a run began with, and hold every file of it against its hash.
+
+        node: `prepared` of the run's config.json. Raises UserError where other data is there now.
+        """
+        prepared = cls.load(Path(node["folder"]))
+        if prepared.digest != node["digest"]:
+            raise UserError(
+                f"{prepared.folder}: is not the data that the run began with (its digest differs); start the run anew "
+                "with golf/train.py, or put that data back"
+            )
+        prepared.verify()
+        return prepared
+
     def verify(self) -> None:
-        """check(), and every file's sha256."""
+        """check(), and every file's sha256: of large ones that nobody has touched, the one that is known."""
         self.check()
         pairs = [(self.tokenizer, self.tokenizer_sha256)]
         for split in self.splits.values():
             pairs += zip(split.shards, split.shard_sha256, strict=True)
         for path, expected in pairs:
-            if file_sha256(path) != expected:
+            if sha256_of(path) != expected:
                 raise UserError(
                     f"{path}: its bytes changed since it was prepared (sha256 differs); delete the folder "
                     f"{self.folder} and prepare it again"
@@ -194,7 +210,7 @@ class DataConfig:
                     shutil.rmtree(temporary, ignore_errors=True)
                     raise
         prepared = Prepared.load(folder)
-        prepared.check()
+        prepared.verify()
         return prepared
 
     def find(self, data_dir: Path) -> Prepared | None:
@@ -203,7 +219,7 @@ class DataConfig:
         if not folder.exists():
             return None
         prepared = Prepared.load(folder)
-        prepared.check()
+        prepared.verify()
         return prepared
 
     def folder(self, data_dir: Path) -> Path:
