@@ -116,9 +116,12 @@ def check_files(config: DictConfig) -> None:
 def parsed(word: str) -> Override:
     """Return a word as Hydra reads it. Raises UserError, with what to type, where it cannot."""
     try:
-        return OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(word)
     except (HydraException, RecursionError):
         raise UserError(_unreadable(word)) from None
+    if not override.key_or_group:
+        raise UserError(f"{word}: names no key; write KEY{word.lstrip('+~')}")
+    return override
 
 
 def quoted(key: str, value: str) -> str:

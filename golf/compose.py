@@ -114,12 +114,19 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
     if resolving:
         return resolving[1]
     if not isinstance(error, HydraException | OmegaConfBaseException):  # Hydra stumbled over a group's value
-        groups = [a for a in arguments if "." not in a.split("=")[0] and re.search(r"=(null|\[.*\])?$", a)]
+        groups = [a for a in arguments if (CONF / key_of(a).split("@")[0]).is_dir() and not _names_options(a)]
         return f"{' '.join(groups) or error}: a group takes the name of one of its options; --help lists them"
     message = text.split("Config search path:")[0]  # where Hydra looked is no help, and long
-    missing = (getattr(error, "missing_cfg_file", None) or "").split("/")[-1]
-    near = hint(missing, getattr(error, "options", None) or ())
+    lost = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+    near = hint(lost[2], composer_of(arguments).loader.get_group_options(lost[1])) if lost else ""
     return " ".join(line.strip() for line in message.splitlines() if line.strip()) + near
+
+
+def _names_options(word: str) -> bool:
+    """Whether the value of an override can be names of files."""
+    value = command_line.parsed(word).value()
+    names = value if isinstance(value, list) else [value]
+    return all(isinstance(name, str) and name for name in names)
 
 
 def _no_key(given: str, key: str, arguments: Sequence[str]) -> str:

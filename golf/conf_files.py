@@ -86,7 +86,12 @@ def read_yaml(path: str | Path) -> tuple[str, DictConfig]:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{path}: cannot be read as YAML: line {line}: {error.reason}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+        key = str(getattr(error, "key", None) or getattr(error, "full_key", None) or "")
+        lines = [
+            number for number, line in enumerate(text.splitlines(), 1) if key and line.strip().startswith(f"{key}:")
+        ]
+        at = f"line {lines[0]}: " if lines else ""
+        raise UserError(f"{path}: cannot be read as YAML: {at}{str(error).splitlines()[0]}") from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read as YAML: {reason}") from None

@@ -38,6 +38,8 @@ REFUSED = {
     "a blank for a list": (["x=[a,"], "x=[a,: cannot be read as a list, such as 'x=[a,b]'"),
     "half a word": (["data.path=a", "b"], "b: is no key=value; add the value, or where it belongs to the word before"),
     "a key of other letters": (["mödel=3"], "mödel=3: 'mödel' is no key"),
+    "no key": (["=3"], "=3: names no key; write KEY=3"),
+    "nothing": ([""], ": is no key=value"),
     "two lines": (["data.path=a\n(b"], "'data.path=a\\n(b': its value holds control characters"),
 }  # fmt: skip
 

@@ -122,6 +122,11 @@ WRONG = {
         ["quant=int6_gqtq"],
         "int6_sdclip int7_embed int8 ternary waterfill; did you mean int6_gptq?",
     ),
+    "one of several that is near another": (
+        ["model/output=[xsaa]"],
+        "Could not load 'model/output/xsaa'.; did you mean xsa?",
+    ),
+    "a number for an option": (["quant=6"], "quant=6: a group takes the name of one of its options"),
     "a choice that is near another": (
         ["launch.on_failure=stpo"],
         "'stpo' is not a choice; use one of continue, stop; did you mean stop?",
@@ -145,6 +150,8 @@ ARGUMENTS = {
 COMPOSED = {
     "part of a key misspelt",
     "a slot that is near another",
+    "one of several that is near another",
+    "a number for an option",
     "a choice that is near another",
 }
 # Refused by the sweeper or by what checks its cells; more of them with tests/launcher.

@@ -1,19 +1,23 @@
 """The listings of README work as they stand there."""
 
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.types import RunMode
 
 import golf.models
 from golf import classes
-from golf.command_line import search_path
-from golf.compose import compose
+from golf.command_line import check_arguments, parsed, search_path
+from golf.compose import compose, compose_whole, run_of_whole
 from golf.conf_files import CONF
 from golf.config import Run
+from hydra_plugins.golf_sweeper import plan_of
 from tests.helpers.runs import Job, toy_overrides
+from tests.helpers.tiers import quick
 
 README = (CONF.parent / "README.md").read_text()
 
@@ -55,3 +59,22 @@ def test_the_idea_of_the_readme_is_a_part_of_the_model(idea: Run) -> None:
 @pytest.mark.slow
 def test_the_idea_of_the_readme_trains_and_is_read_back(idea: Run) -> None:
     assert "artifact, read back" in Job(idea).here()
+
+
+# Wrong on purpose, or with a name for the reader to fill in.
+NOT_MEANT = ("model.dim=500", "model.dimm", "NAME", "KEY=")
+COMMANDS = [
+    shlex.split(line.strip().removeprefix("$ "), comments=True)[2:]
+    for line in README.splitlines()
+    if re.match(r" {4}(\$ )?python golf/train\.py", line) and not any(word in line for word in NOT_MEANT)
+]
+
+
+@pytest.mark.parametrize("words", quick(COMMANDS[::8], COMMANDS), ids=" ".join)
+def test_the_commands_of_the_readme_compose(words: list[str]) -> None:
+    overrides = check_arguments(words).overrides
+    whole = compose_whole([word for word in overrides if not parsed(word).is_sweep_override()])
+    if whole.hydra.mode == RunMode.MULTIRUN:
+        assert plan_of(whole).purpose
+    else:
+        assert isinstance(run_of_whole(whole, overrides), Run)
