@@ -27,7 +27,7 @@ def roles_of(model: nn.Module) -> dict[str, str]:
             if name not in declared:
                 cls = f"{type(module).__module__}.{type(module).__qualname__}"
                 raise UserError(
-                    f"{cls}: declares no role for its parameter {name}; add to the class: "
+                    f"{cls}: declares no role for its parameter {name} ({full}); add to the class, or to the object: "
                     f'roles = {{"{name}": "matrix"}} (or scalar, embedding, head: see optimizer.roles, quant.roles)'
                 )
             if id(parameter) not in seen:

@@ -77,7 +77,8 @@ def write_folder(proposal: Proposal, into: Path) -> Path:
         if not entry.run.data.stock_tokenizer:
             shutil.copyfile(entry.prepared.tokenizer, temporary / TOKENIZER)
         (temporary / FILE).write_text(record.model_dump_json(indent=2) + "\n")
-        notes = [*notes_of(entry), *other_than_the_records(entry, proposal.track)]
+        own = proposal.comparison is not None and proposal.comparison.own  # else it is among the reasons against it
+        notes = [*notes_of(entry), *(other_than_the_records(entry, proposal.track) if own else [])]
         text = readme(entry, record, command_of(entry), overrides_of(entry.counted[0]), notes)
         (temporary / "README.md").write_text(text)
         os.rename(temporary, target)

@@ -161,7 +161,7 @@ class TextConfig(CorpusConfig):
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not JSON ({error}); put one object on each line") from None
             text = row.get(self.text_key) if isinstance(row, dict) else None
             if not isinstance(text, str):

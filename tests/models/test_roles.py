@@ -17,7 +17,7 @@ def test_a_parameter_without_a_role_is_refused_with_the_line_to_add(toy: Callabl
     model = built(toy())
     model.extra = nn.Parameter(torch.zeros(1))
     with pytest.raises(
-        UserError, match=r'LM: declares no role for its parameter extra; .* roles = \{"extra": "matrix"\}'
+        UserError, match=r'LM: declares no role for its parameter extra \(extra\); .* roles = \{"extra": "matrix"\}'
     ):
         roles_of(model)
 
