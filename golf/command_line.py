@@ -106,6 +106,13 @@ def check(overrides: Sequence[str]) -> None:
             raise UserError(f"{word}: {_fix(key)}")
 
 
+def check_lone(overrides: Sequence[str]) -> None:
+    """Raise UserError where a lone run is given what only a sweep reads."""
+    for word in overrides:
+        if word.lstrip("+~").startswith("hydra.sweeper."):
+            raise UserError(f"{word}: is of a sweep; add -m, or a sweep file with +sweep=NAME")
+
+
 def check_files(config: DictConfig) -> None:
     """Raise UserError where a file that was composed sets what golf does not read. config: with its `hydra` node."""
     for key, left in LEFT.items():

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from golf import checks, plan, result, rundir
-from golf.command_line import Line, check_arguments
+from golf.command_line import Line, check_arguments, check_lone
 from golf.compose import VERSION_BASE, compose_whole, composer_of, composing, run_of_whole, set_up_hydra
 from golf.conf_files import CONF
 from golf.config import Run
@@ -47,6 +47,7 @@ def run_of_line(line: Line) -> Run | None:
             config = compose_whole(line.overrides)
     with composing(line.overrides):
         if config is not None and config.hydra.mode != RunMode.MULTIRUN:
+            check_lone(line.overrides)
             return run_of_whole(config, line.overrides)
         gc.enable()
         sys.argv[1:] = [*line.options, *composer_of(line.overrides).without_nulls(line.overrides)]

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golf import quantize, report
+from golf import quantize, report, train
 from golf.arguments import Parser, key_values, one_of
 from golf.command_line import check_arguments, quoted, search_paths
 from golf.compose import compose, composer_of
@@ -49,6 +49,12 @@ def test_what_is_refused_is_one_line_with_the_fix(words: list[str], message: str
     with pytest.raises(UserError) as refused:
         check_arguments(words)
     assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+def test_a_sweeps_settings_are_no_lone_runs() -> None:
+    line = ["track=tiny", "hydra.sweeper.seeds=[1,2]"]
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.seeds=\[1,2\]: is of a sweep; add -m, or a sweep file"):
+        train.run_of_line(check_arguments(line))
 
 
 def test_what_golf_reads_passes_as_it_stands() -> None:
