@@ -3,14 +3,30 @@
 import argparse
 import re
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Any, NoReturn
 
 from golf.errors import UserError
 from golf.suggestions import did_you_mean, hint
 
 
+def told(arguments: Sequence[str], usage: str) -> bool:
+    """Print what a door is for, or golf's version, where that is asked for or nothing is; return whether it was."""
+    if "--version" in arguments:
+        print(f"golf {version('golf')}")
+        return True
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(usage)
+        return True
+    return False
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors of one line, with the option that is near to an unknown one."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.add_argument("--version", action="version", version=f"golf {version('golf')}")
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from golf import result as results
+from golf.arguments import told
 from golf.checks import check_scorers, check_storage
 from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
@@ -46,9 +47,8 @@ class Door:
         """Exit code 2 and one line for bad input. other: deals with arguments of another kind, if they are one."""
         flags = [argument for argument in arguments if argument.startswith("-")]
         given = [argument for argument in arguments if argument not in flags]
-        if not arguments or set(flags) & {"-h", "--help"}:
-            print(self.usage)
-            return 0 if flags else 2
+        if told(arguments, self.usage):
+            return 0 if arguments else 2
         if unknown := [flag for flag in flags if flag not in ("-m", "--multirun")]:
             raise UserError(f"{unknown[0]}: is no option; -m takes several values, and keys are written without dashes")
         if not given or not other(given):
@@ -69,9 +69,12 @@ class Door:
         axes = [axis_of(argument) for argument in changes]
         if not several and (many := [axis for axis in axes if axis.swept]):
             raise UserError(f"{many[0].key}: several values; add -m to make a cell of each")
-        plan = plan_of(compose_whole([f"+sweep={own['sweep']}"])) if "sweep" in own else Plan(None, None, (), {})
+        sources = [open_source(Path(folder), artifact=self.artifact) for folder in own["run"].split(",")]
+        plan = Plan(None, None, (), {})
+        if "sweep" in own:
+            plan = plan_of(compose_whole([*folders_of(words_of(sources[0])), f"+sweep={own['sweep']}"]))
         cells = []
-        for source in [open_source(Path(folder), artifact=self.artifact) for folder in own["run"].split(",")]:
+        for source in sources:
             for overrides in expand(plan, axes):
                 label = next((value_of(o) for o in overrides if key_of(o) == "label"), None)
                 name = label or "-".join(slug(o) for o in overrides) or "again"
@@ -120,11 +123,20 @@ def axis_of(argument: str) -> Axis:
 
 def with_overrides(source: Source, changeable: tuple[str, ...], new: list[str]) -> list[str]:
     """The overrides that the run was started with, these over them: a group chosen anew drops what was set in it."""
-    words = shlex.split(read_text(source.folder.path / "command.txt"))[1:]
-    folders = [word for word in words if key_of(word) == SEARCH_PATH]
+    words = words_of(source)
     old = [word for word in words if "=" in word and not word.startswith("-") and root_of(word) not in NOT_PASSED]
     keys = {key_of(override) for override in new}
     groups = [key for key in keys if key in changeable or "/" in key]
     within = tuple(key.replace("/", ".") + mark for key in groups for mark in (".", "/", "@"))
     kept = [word for word in old if key_of(word) not in keys and not key_of(word).replace("/", ".").startswith(within)]
-    return [*folders, *kept, *new]
+    return [*folders_of(words), *kept, *new]
+
+
+def words_of(source: Source) -> list[str]:
+    """The command line that a run was started with."""
+    return shlex.split(read_text(source.folder.path / "command.txt"))[1:]
+
+
+def folders_of(words: Sequence[str]) -> list[str]:
+    """The overrides that add folders of YAML files to conf/."""
+    return [word for word in words if key_of(word) == SEARCH_PATH]

@@ -20,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
-from golf.arguments import key_values, one_of, switched_on
+from golf.arguments import key_values, one_of, switched_on, told
 from golf.errors import UserError, in_one_line
 from golf.rundir import git
 from golf.submission.archive import archive
@@ -31,7 +31,8 @@ from golf.submission.entry import TRACKS, gather
 from golf.submission.folder import Proposal, Said, write_folder
 from golf.submission.gate import against, other_than_the_records, refusing
 from golf.submission.recipes import from_environment
-from golf.submission.reproduce import reproduce, told
+from golf.submission.reproduce import reproduce
+from golf.submission.reproduce import told as told_of
 
 OF_RUN = ("row", "track", "name", "author", "github_id", "blurb", "reference", "ship", "into", "force")
 GO_WITH = {
@@ -48,8 +49,7 @@ KEYS = tuple(dict.fromkeys([*GO_WITH, *(key for keys in GO_WITH.values() for key
 @in_one_line
 def main(arguments: list[str]) -> int:
     """Exit code 0, 1 where it is refused or does not hold, 2 and one line for bad input."""
-    if not arguments or set(arguments) & {"-h", "--help"}:
-        print(__doc__)
+    if told(arguments, __doc__ or ""):
         return 0 if arguments else 2
     given = key_values(["force=true" if word == "--force" else word for word in arguments], KEYS)
     named = [key for key in GO_WITH if key in given]
@@ -128,7 +128,7 @@ def repeat(given: dict[str, str]) -> int:
         numbers.get("nproc"),
         numbers.get("threads"),
     )
-    print(told(found))
+    print(told_of(found))
     return 0 if found.near else 1
 
 

@@ -3,13 +3,14 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golf import quantize, report, train
+from golf import audit, quantize, report, submit, train
 from golf.arguments import Parser, key_values, one_of
 from golf.command_line import check_arguments, quoted, search_paths
 from golf.compose import compose, composer_of
@@ -161,6 +162,15 @@ def test_words_near_to_others() -> None:
     assert [nearest_key(key, keys) for key in ("model.dimm", "modle.dim", "dim", "sed", "zzz.q")] == [
         "model.dim", "model.dim", "model.dim", "seed", None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("door", [audit, submit, quantize, report])
+def test_every_door_tells_golfs_version(door: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    try:
+        assert door.main(["--version"]) == 0
+    except SystemExit as end:  # argparse's way
+        assert end.code == 0
+    assert capsys.readouterr().out.startswith("golf ")
 
 
 def test_other_doors_name_the_word_that_is_near(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
