@@ -187,15 +187,25 @@ def choose_folder(
 ) -> RunDir:
     """outputs/<sweep or single>/<label>-s<seed>-<hash8>, or its newest re-run (-r2, -r3 ...); rerun=True begins one.
 
+    A lone run that was started under another label, which is no part of what it is, keeps its folder.
     there: attempts_in() of that folder, where many are chosen: a look for each would be as long as all of them.
     """
-    base = f"{label}-s{seed}-{digest[:8]}"
-    group = outputs / (sweep or LONE)
-    taken = (attempts_in(group) if there is None else there).get(base, [])
+    end = f"-s{seed}-{digest[:8]}"
+    base, group = f"{label}{end}", outputs / (sweep or LONE)
+    there = attempts_in(group) if there is None else there
+    if sweep is None and base not in there:
+        base = next((name for name in sorted(there) if name.endswith(end) and _is_of(group / name, digest)), base)
+    taken = there.get(base, [])
     newest = max(taken, default=1)
     if rerun and taken and RunDir(_attempt(group, base, newest)).finished():
         newest += 1
     return RunDir(_attempt(group, base, newest))
+
+
+def _is_of(folder: Path, digest: str) -> bool:
+    """Whether a folder is of the run with this fingerprint."""
+    config = read_json(RunDir(folder).config)
+    return isinstance(config, dict) and config.get("fingerprint") == digest
 
 
 def _attempt(group: Path, base: str, number: int) -> Path:

@@ -294,7 +294,7 @@ def test_options_that_are_golfs(door: Callable[..., tuple[int, str, str]], capfd
 @pytest.mark.slow
 def test_a_run_as_a_command(toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """The whole command, as a user gives it; the same run again shows the result that it has."""
-    overrides = toy_overrides(toy_folder, [f"outputs={tmp_path / 'outputs'}", "label=whole"])
+    overrides = toy_overrides(toy_folder, [f"outputs={tmp_path / 'outputs'}"])
     here = tmp_path / "here"
     here.mkdir()
     first = command(*overrides, cwd=here)

@@ -278,6 +278,19 @@ def test_folder_names(tmp_path: Path) -> None:
     assert folder == RunDir(tmp_path / "ablation" / "row-s7-abcdef01")
 
 
+def test_a_lone_run_keeps_its_folder_under_another_label(tmp_path: Path) -> None:
+    """A label is no part of what a run is: another spelling of its command goes on with it, and trains nothing anew."""
+    for name, digest in (("first-s7-abcdef01", "abcdef0123"), ("other-s7-abcdef01", "abcdef0199")):
+        (tmp_path / "single" / name).mkdir(parents=True)
+        (tmp_path / "single" / name / "config.json").write_text(json.dumps({"fingerprint": digest}))
+    names = {
+        label: choose_folder(tmp_path, None, label, seed, digest, rerun=False).path.name
+        for label, seed, digest in (("a", 7, "abcdef0123"), ("b", 7, "abcdef0155"), ("c", 8, "abcdef0123"))
+    }
+    assert names == {"a": "first-s7-abcdef01", "b": "b-s7-abcdef01", "c": "c-s8-abcdef01"}
+    assert choose_folder(tmp_path, "sweep", "a", 7, "abcdef0123", rerun=False).path.name == "a-s7-abcdef01"
+
+
 def test_warm_up_moves_nothing(toy: Callable[..., Run]) -> None:
     run = toy()
     model = run.model.build()
