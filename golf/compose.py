@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.types import RunMode
 from hydra.version import setbase
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from golf import command_line
@@ -74,6 +74,10 @@ def composing(arguments: Sequence[str]) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(one_line(error, arguments)) from None
+    except RecursionError:
+        raise UserError(
+            f"{' '.join(arguments)}: files name each other without end, in defaults lists or ${{...}}"
+        ) from None
 
 
 def compose_whole(overrides: Sequence[str] = ()) -> DictConfig:
@@ -112,10 +116,12 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
         )
     resolving = re.search(r"ValueError raised while resolving interpolation: (.*)", text)
     if resolving:
-        return resolving[1]
+        key = re.search(r"full_key: (\S+)", text)
+        return resolving[1] if "=" in resolving[1] or key is None else f"{key[1]}: {resolving[1]}"
     if not isinstance(error, HydraException | OmegaConfBaseException):  # Hydra stumbled over a group's value
         groups = [a for a in arguments if (CONF / key_of(a).split("@")[0]).is_dir() and not _names_options(a)]
-        return f"{' '.join(groups) or error}: a group takes the name of one of its options; --help lists them"
+        if groups:
+            return f"{' '.join(groups)}: a group takes the name of one of its options; --help lists them"
     message = text.split("Config search path:")[0]  # where Hydra looked is no help, and long
     lost = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     near = hint(lost[2], composer_of(arguments).loader.get_group_options(lost[1])) if lost else ""
@@ -178,8 +184,29 @@ def _load(path: str) -> tuple[dict[str, str | None], Any]:
     stamp = stamp_of(path)
     if path not in _read or _read[path][0] != stamp:
         text, config = read_yaml(path)
-        _read[path] = (stamp, ConfigSource._get_header_dict(text[:HEADER_CHARACTERS]), config)
+        try:
+            header = ConfigSource._get_header_dict(text[:HEADER_CHARACTERS])
+        except ValueError as error:
+            raise UserError(f"{path}: line 1: {error}; write # @package PLACE") from None
+        if "defaults" in config and not _is_defaults_list(config._get_node("defaults")):
+            raise UserError(f"{path}: defaults: is no list of names and of GROUP: OPTION, such as - /model/mlp: relu2")
+        _read[path] = (stamp, header, config)
     return _read[path][1:]
+
+
+def _is_defaults_list(node: Any) -> bool:
+    """Whether Hydra can read this as a defaults list: names, and mappings of one group to an option or several."""
+    if not isinstance(node, ListConfig):
+        return False
+    items: Any = OmegaConf.to_container(node)
+    pairs = [pair for item in items if isinstance(item, dict) for pair in item.items()]
+    options = [option for _, value in pairs for option in (value if isinstance(value, list) else [value])]
+    one_each = len(pairs) == sum(isinstance(item, dict) for item in items)
+    return (
+        one_each
+        and all(item and isinstance(item, str | dict) for item in items)
+        and all(option is None or isinstance(option, str) for option in options)
+    )
 
 
 @cache

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 
+from golf.command_line import search_path
 from golf.compose import VERSION_BASE, Composer, compose, compose_whole, set_up_hydra
 from golf.conf_files import CONF, load_part, parse, read_yaml
 from golf.errors import UserError
@@ -144,6 +145,33 @@ def test_a_file_that_is_no_yaml_is_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as refused:
         read_yaml(tmp_path / "config.yaml")
     assert len(str(refused.value).splitlines()) == 1 and str(refused.value).startswith(str(tmp_path))
+
+
+NO_DEFAULTS = ["foo", "[1]", "[{a: b, c: d}]", "{a: b}", "[null]", "['']", "[[a]]", "[a: {b: c}]", "[a: [1]]", "null"]
+
+
+@pytest.mark.parametrize("said", NO_DEFAULTS)
+def test_a_defaults_list_that_is_none_is_named_with_its_file(said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"defaults: {said}\n")
+    set_up_hydra()
+    with pytest.raises(UserError, match=r"config\.yaml: defaults: is no list of names and of GROUP: OPTION"):
+        Composer(ConfigLoaderImpl(create_config_search_path(str(tmp_path)))).compose([])
+
+
+def test_files_that_name_each_other_end_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "quant").mkdir()
+    (tmp_path / "quant" / "x.yaml").write_text("defaults: [y]\n")
+    (tmp_path / "quant" / "y.yaml").write_text("defaults: [x]\n")
+    with pytest.raises(UserError, match="quant=x: files name each other without end"):
+        compose([search_path([str(tmp_path)]), "quant=x"])
+
+
+@pytest.mark.parametrize("line", ["# @package a b", "# @package"])
+def test_a_package_line_that_is_none_is_named_with_its_file(line: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"{line}\na: 1\n")
+    set_up_hydra()
+    with pytest.raises(UserError, match=r"config\.yaml: line 1: .*@package.*; write # @package PLACE"):
+        Composer(ConfigLoaderImpl(create_config_search_path(str(tmp_path)))).compose([])
 
 
 def test_keys_are_texts_as_they_are_written(tmp_path: Path) -> None:
