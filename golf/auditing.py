@@ -52,7 +52,7 @@ def audit(source: Source, evaluator: str | None = None) -> dict[str, Any]:
     case = case_of(source, name)
     with Ledger().watching(source.prepared.files()) as ledger:
         case.ledger = ledger
-        found = [declared(source.run), *probe(case)]
+        found = [declared(source.run), code(source), *probe(case)]
     found += [recorded(source, name), phases(source), overlap(source.prepared, source.run.eval.split)]
     found += [size(source), clock(source, name), tuning(source)]
     legal = all(finding.verdict != FAIL for finding in found)
@@ -133,6 +133,18 @@ def declared(run: Run) -> Finding:
     rule = "what is scored is not trained on (#152, #262; class 5)"
     broken = broken_rules(run)
     return Finding("declared", FAIL if broken else PASS, "; ".join(broken) or "nothing against the rules", rule)
+
+
+def code(source: Source) -> Finding:
+    """The run was made by one code, from its first step to its score."""
+    rule = "a score is of one script, which is submitted (rules 1.1)"
+    codes = source.result.get("codes")
+    if not codes:
+        return Finding("code", UNKNOWN, "this run was made before its code was kept with each attempt", rule)
+    if len(codes) > 1:
+        steps = ", ".join(f"from step {one['from_step']}" for one in codes)
+        return Finding("code", FAIL, f"made by {len(codes)} codes: {steps}", rule)
+    return Finding("code", PASS, f"one code, sha256 {str(codes[0]['code_sha256'])[:12]}", rule)
 
 
 def recorded(source: Source, evaluator: str) -> Finding:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from golf.code_record import ROOT
 from golf.errors import UserError
-from golf.rundir import ROOT
 from golf.typed import typed
 
 CONF = ROOT / "conf"

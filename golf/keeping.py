@@ -15,6 +15,7 @@ from torch import Tensor
 
 from golf.averaging import Averager
 from golf.checkpoint import load_tensors, pack, save_tensors, unpack
+from golf.code_record import joined
 from golf.config import Checkpoint
 from golf.dist import Ranks
 from golf.errors import ExportError, RunError, UserError
@@ -36,7 +37,8 @@ PASSES = "validation_passes.jsonl"
 class LoopState:
     """What must survive a restart, beside tensors and the loader's position.
 
-    step_seconds: one entry a step; earlier_seconds: what processes before this one took, up to the last save.
+    codes: what made it so far (golf/code_record.py); step_seconds: one entry a step; earlier_seconds: what processes
+    before this one took, up to the last save.
     """
 
     step: int = 0
@@ -45,6 +47,7 @@ class LoopState:
     train_tokens: int = 0
     saved_step: int | None = None
     phases: dict[str, Any] = field(default_factory=dict)
+    codes: list[dict[str, Any]] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
@@ -121,8 +124,10 @@ class Kept(Keeping):
         parts.late.load(meta.pop("late"), unpack(tensors, "late"))
         torch.set_rng_state(unpack(tensors, "loop")["rng"])
         parts.loader.seek(meta.pop("loader"))
+        now = state.codes
         for name, value in meta.items():
             setattr(state, name, value)
+        state.codes = joined(meta.get("codes", []), [code | {"from_step": state.step} for code in now])
         ledger.phases.update(state.phases)
         return f"resumed at step {state.step} from {self.folder.checkpoint.name}"
 

@@ -9,6 +9,7 @@ from typing import Any
 from golf import rundir
 from golf.calibrate import calibrate
 from golf.checkpoint import load_tensors
+from golf.code_record import brief, joined
 from golf.config import Run, check_owner, fingerprint
 from golf.dist import Ranks, pick_device, pick_precision
 from golf.errors import UserError
@@ -151,6 +152,7 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
             "legal": False if broken else None,
             "legality": broken,
             "environment": began_as,
+            "codes": joined(source.result.get("codes", []), [brief(began_as, source.result["steps"])]),
         }
         rows = fingerprint(run, prepared.digest, with_seed=False)
         result = assemble(run, prepared, fingerprint=digest, config_hash=rows, measured=measured)

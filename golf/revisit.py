@@ -19,7 +19,7 @@ from golf.errors import UserError, in_one_line
 from golf.files import read_text
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
-from golf.rundir import RunDir, illegal
+from golf.rundir import RunDir, marks
 from golf.sinks import ConsoleSink
 from golf.suggestions import hint
 from hydra_plugins.golf_sweeper import plan_of
@@ -101,7 +101,7 @@ class Door:
         for column in self.columns:
             table.add_column(column, justify="right")
         for found in rows:
-            name = found["label"].removeprefix(f"{source.run.label}-") + (" (ILLEGAL)" if illegal(found) else "")
+            name = found["label"].removeprefix(f"{source.run.label}-") + "".join(f" ({mark})" for mark in marks(found))
             table.add_row(name, *(show(found) for show in self.columns.values()))
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 

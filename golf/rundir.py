@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -19,10 +20,10 @@ from typing import Any
 
 import torch
 
+from golf import code_record
 from golf.errors import BusyError, UserError
 from golf.files import MOST_TEXT, parse_json, read_bytes
 
-ROOT = Path(__file__).resolve().parents[1]
 # A result without these is none.
 RESULT_NUMBERS = ("val_bpb", "quant_gap_bpb", "artifact_bytes", "total_bytes", "cap_bytes", "steps")
 # Variables that choose how sums are taken, and so change the last digits of a score.
@@ -32,7 +33,6 @@ DIGITS = re.compile(
 )
 ATTEMPT_NAME = re.compile(r"(.+-s\d+-[0-9a-f]{8})(?:-r(\d+))?")  # of a run's folder
 LONE = "single"  # the folder of runs that are in no sweep
-CODE = ("golf", "conf", "sweeps", "hydra_plugins")
 PACKAGES = (
     "torch",
     "numpy",
@@ -50,17 +50,22 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Write beside, flush to disk, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text as write_bytes() does; what is no UTF-8 in it comes out as it came in."""
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,6 +84,15 @@ def illegal(result: dict[str, Any]) -> bool:
     """Whether the run, or the evaluator of its score, breaks a rule: such a score is marked wherever it is shown."""
     main = result.get("evals", {}).get(result.get("eval_main"), {})
     return result.get("legal") is False or main.get("legal") is False
+
+
+def marks(result: dict[str, Any]) -> list[str]:
+    """Return what stands beside a score wherever it is shown: words for what a reader must not overlook."""
+    codes = result.get("codes")
+    found = ["ILLEGAL"] if illegal(result) else []
+    if isinstance(codes, list) and len(codes) > 1:
+        found.append(f"MADE BY {len(codes)} CODES")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,39 +228,54 @@ def _attempt(group: Path, base: str, number: int) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a run is made with: the code's changes beyond the commit, and environment()."""
+    """What an attempt is made with: the code's changes beyond the commit, as a patch, and environment()."""
 
-    changes: str
+    changes: bytes
     environment: dict[str, Any]
 
 
 def made_now() -> Made:
-    """Of this moment. It asks git and the driver: some tenths of a second."""
-    return Made(code_changes() or "", environment())
+    """Return that of this moment. It asks git and the driver: some tenths of a second."""
+    patch = b""
+    with contextlib.suppress(code_record.GitError):
+        patch = code_record.changes()
+    return Made(patch, environment(patch))
+
+
+ATTEMPTS = "attempts.jsonl"
 
 
 def make_folder(
     folder: RunDir, config: dict[str, Any], config_yaml: str, command: list[str], made: Callable[[], Made] = made_now
 ) -> None:
-    """Write the folder's description; a run that goes on keeps what it began with (environment, diff)."""
+    """Write the folder's description, and a record of this attempt.
+
+    environment.json and diff.patch are the first attempt's; attempts.jsonl has a line for each, whose `patch` names the
+    file with its changes: a run that goes on under other code has been made by both.
+    """
     (folder.path / "log").mkdir(parents=True, exist_ok=True)
     write_json(folder.config, config)
     write_atomic(folder.path / "config.yaml", config_yaml)
     write_atomic(folder.path / "command.txt", shlex.join(command) + "\n")
+    now, patch = made(), folder.path / "diff.patch"
     if not (folder.path / "environment.json").exists():
-        now = made()
-        write_atomic(folder.path / "diff.patch", now.changes)
+        write_bytes(patch, now.changes)
         write_json(folder.path / "environment.json", now.environment)
+    elif not patch.exists() or patch.read_bytes() != now.changes:
+        patch = folder.path / f"diff-{hashlib.sha256(now.changes).hexdigest()[:8]}.patch"
+        write_bytes(patch, now.changes)
+    attempt = {"time": time.time(), "host": socket.gethostname(), "command": command, "patch": patch.name}
+    with open(folder.path / ATTEMPTS, "a") as file:
+        file.write(json.dumps(attempt | {"environment": now.environment}) + "\n")
 
 
-def environment() -> dict[str, Any]:
-    """Versions, code and hardware, as result.json and the run folder keep them."""
+def environment(patch: bytes | None = None) -> dict[str, Any]:
+    """Versions, code and hardware, as result.json and the run folder keep them. patch: the code's, if it is known."""
     return {
         "python": platform.python_version(),
         "golf": version("golf"),
         **{name.replace("-core", ""): _version(name) for name in PACKAGES},
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": bool(code_changes()),
+        **code_record.record(patch),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -260,15 +289,6 @@ def _version(package: str) -> str | None:
     with contextlib.suppress(PackageNotFoundError):
         return version(package)
     return None
-
-
-def git(*arguments: str) -> str | None:
-    """What git says in golf's own checkout; None where it can't."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _gpu_names() -> list[str]:
@@ -290,21 +310,6 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def code_changes() -> str | None:
-    """What the working tree has beyond the commit, new files included, as a patch; None without git."""
-    tracked = git("diff", "HEAD")
-    if tracked is None:
-        return None
-    new = [ROOT / name for name in (git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines()]
-    bodies = [f"+++ {path.relative_to(ROOT)}\n{path.read_text(errors='replace')}" for path in new if path.is_file()]
-    return "\n".join([tracked, *bodies]).strip()
-
-
-def same_code(then: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two environments (of a result, of this process) had the same code, as committed."""
-    return not then.get("git_dirty") and not now["git_dirty"] and then.get("git_commit") == now["git_commit"]
 
 
 def require_writable(folder: Path, key: str) -> None:

@@ -21,8 +21,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
 from golf.arguments import key_values, one_of, switched_on, told
+from golf.code_record import git
 from golf.errors import UserError, in_one_line
-from golf.rundir import git
 from golf.submission.archive import archive
 from golf.submission.archive import verify as verified
 from golf.submission.check import faults

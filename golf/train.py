@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from golf import checks, plan, result, rundir
+from golf.code_record import same_code
 from golf.command_line import Line, check_arguments, check_lone
 from golf.compose import VERSION_BASE, compose_whole, composer_of, composing, run_of_whole, set_up_hydra
 from golf.conf_files import CONF
@@ -79,7 +80,7 @@ def start(run: Run) -> int:
     if finished is not None:
         result.show(finished)
         print(f"\nfinished before: {folder.path} (rerun=true trains it again)")
-        if not rundir.same_code(finished["environment"], rundir.environment()):
+        if not same_code(finished["environment"], rundir.environment()):
             print("note: made by other code (git commit or diff) than what stands here")
         return 0
     sys.stdout.flush()

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from golf import dist, result
 from golf.checkpoint import load_meta
+from golf.code_record import brief
 from golf.config import Run, check_owner
 from golf.errors import BusyError, ExportError, RunError, UserError
 from golf.export import export
@@ -103,6 +104,7 @@ def work(
     """Train, export, write the result; sinks are opened and closed here."""
     ledger = Ledger()
     began_as = environment() if ranks.first else {}  # now: the code may be edited while the run goes on
+    state.codes = [brief(began_as)] if ranks.first else []
     sinks = open_sinks(run, folder, config) if ranks.first else Sink()
     keeping = Kept(folder, run.checkpoint, run.resume, config["fingerprint"])
     finished = None
@@ -111,8 +113,9 @@ def work(
             trained = train(run, prepared, keeping, ranks, sinks, state, ledger)
             measured = export(run, prepared, keeping, ranks, sinks, state, ledger, trained)
         if ranks.first:
+            made = {"environment": began_as, "codes": state.codes}
             names = {"fingerprint": config["fingerprint"], "config_hash": config["config_hash"]}
-            finished = result.assemble(run, prepared, **names, measured=measured | {"environment": began_as})
+            finished = result.assemble(run, prepared, **names, measured=made | measured)
             write_json(folder.result, finished)
             folder.set_status("done", step=state.step, val_bpb=finished["val_bpb"])
     finally:

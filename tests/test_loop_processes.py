@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from golf.checkpoint import load_tensors
-from golf.rundir import ROOT
+from golf.code_record import ROOT
 from tests.helpers.runs import Job, assert_same_run, toy_overrides
 
 RESUMED = ["average=ema", "loader=shuffled", "budget.max_steps=24", "checkpoint.every_steps=3", "log.every_steps=1"]

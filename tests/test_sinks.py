@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from golf.rundir import ROOT, RunDir
+from golf.code_record import ROOT
+from golf.rundir import RunDir
 from golf.sinks import FINAL_ONLY, ConsoleSink, JsonlSink, Sink, WandbSink, wandb_entity
 from golf.worker import open_sinks
 from tests.helpers.parts import run_of_line

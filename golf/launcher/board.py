@@ -16,7 +16,7 @@ from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
 from golf.launcher.standing import Standing, read_standing, standing_of
 from golf.launcher.tables import progress_of
-from golf.rundir import illegal, write_atomic
+from golf.rundir import marks, write_atomic
 from golf.sinks import clock
 
 LOOK_SECONDS = 1.0  # between two looks at the folders of what runs
@@ -165,7 +165,7 @@ def _news(task: Task) -> str:
         return "goes on from its checkpoint" if resumes else "started"
     if task.result is not None:
         before = "done before, " if task.state == "skipped" else ""
-        cap = ("" if task.result["fits"] else ", OVER THE CAP") + (", ILLEGAL" if illegal(task.result) else "")
+        cap = ("" if task.result["fits"] else ", OVER THE CAP") + "".join(f", {mark}" for mark in marks(task.result))
         return f"{before}{task.result['val_bpb']:.4f} BPB, {task.result['total_bytes']:,} bytes{cap}"
     return f"{task.state}: {task.reason}"
 

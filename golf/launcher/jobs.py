@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
+from golf.code_record import ROOT
 from golf.config import Run, fingerprint, identity
 from golf.errors import RunError
 from golf.launcher.processes import ATTEMPT, bound_to
 from golf.launcher.slots import Slot
 from golf.nodes import plain
-from golf.rundir import LONE, ROOT, Made, RunDir, choose_folder, made_now, make_folder, read_json
+from golf.rundir import LONE, Made, RunDir, choose_folder, made_now, make_folder, read_json
 from golf.tokens.prepare import Prepared
 
 TAIL_LINES = 15

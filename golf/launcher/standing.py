@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from golf.files import opened, parse_json, read_bytes
-from golf.rundir import RunDir, illegal
+from golf.rundir import RunDir, marks
 
 # The state of a run that has no result, from its folder and status.json.
 StateOf = Callable[[RunDir, dict[str, Any]], str]
@@ -20,7 +20,7 @@ TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually,
 class Standing:
     """state: waiting, queued, running, interrupted (its process is gone), stopped, failed or done. loss: nats per token
     of the last logged step; bpb: bits per byte, the final score where done, else the last one on the way, at bpb_step;
-    seconds_left: of training, as last logged; illegal: by golf/rundir.py's illegal()."""
+    seconds_left: of training, as last logged; marks: those of golf/rundir.py."""
 
     state: str
     step: int | None = None
@@ -30,13 +30,13 @@ class Standing:
     seconds_left: float | None = None
     artifact_bytes: int | None = None
     message: str = ""
-    illegal: bool = False
+    marks: tuple[str, ...] = ()
 
 
 def standing_of(result: dict[str, Any]) -> Standing:
     """Of a run that has its result."""
     numbers = result["val_bpb"], result["steps"], 0.0, result["artifact_bytes"]
-    return Standing("done", result["steps"], None, *numbers, illegal=illegal(result))
+    return Standing("done", result["steps"], None, *numbers, marks=tuple(marks(result)))
 
 
 def by_process(folder: RunDir, status: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from golf import plan as plans
 from golf import rundir
+from golf.code_record import same_code
 from golf.config import fingerprint
 from golf.errors import RunError
 from golf.launcher import jobs, tables
@@ -144,7 +145,7 @@ def _other_code(tasks: Sequence[Task]) -> int:
     """How many runs that were done before were made by other code than what stands here."""
     before = [task.result["environment"] for task in tasks if task.state == "skipped" and task.result]
     now = rundir.environment() if before else {}
-    return sum(not rundir.same_code(then, now) for then in before)
+    return sum(not same_code(then, now) for then in before)
 
 
 def _outcome(task: Task) -> Outcome:

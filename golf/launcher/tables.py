@@ -14,7 +14,7 @@ from golf.launcher.executor import Task
 from golf.launcher.grid import key_of, says_what
 from golf.launcher.standing import Standing, read_standing
 from golf.plan import outline
-from golf.rundir import attempts_in, illegal
+from golf.rundir import attempts_in, marks
 from golf.sinks import clock
 from golf.tokens.prepare import Prepared
 
@@ -110,7 +110,7 @@ def progress_of(run: Run, standing: Standing) -> tuple[str, str, str, str, str, 
     step = "" if standing.step is None else f"{standing.step:,}"
     if step and run.budget.max_steps is not None:
         step += f" of {run.budget.max_steps:,}"
-    bpb = "" if standing.bpb is None else f"{standing.bpb:.4f}" + (" ILLEGAL" if standing.illegal else "")
+    bpb = "" if standing.bpb is None else f"{standing.bpb:.4f}" + "".join(f" {mark}" for mark in standing.marks)
     if bpb and standing.bpb_step != standing.step:
         bpb += f" at step {standing.bpb_step:,}"
     return (
@@ -136,7 +136,7 @@ def show_end(tasks: Sequence[Task], folder: Path) -> None:
         if (result := task.result) is not None:
             share = result["total_bytes"] / result["cap_bytes"]
             numbers = [
-                f"{result['val_bpb']:.4f}" + (" [bold red]ILLEGAL[/]" if illegal(result) else ""),
+                f"{result['val_bpb']:.4f}" + "".join(f" [bold red]{mark}[/]" for mark in marks(result)),
                 f"{result['quant_gap_bpb']:+.4f}",
                 f"{result['total_bytes']:,}",
                 f"{share:.0%}" if result["fits"] else f"[bold red]{share:.0%}[/]",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from golf.reports import stats
 from golf.reports.load import Row, Started, Sweep, differences, environment_of
 from golf.reports.stats import BarTest, Difference, PooledSd, RankAgreement, Summary
-from golf.rundir import illegal
+from golf.rundir import illegal, marks
 
 ALPHA = 0.01  # the level of every test (upstream's rule)
 MARGIN_NATS = 0.005  # what a record must gain, in nats per token (upstream's rule)
@@ -39,8 +39,9 @@ class Line:
 
     @property
     def name(self) -> str:
-        """The row's, marked where its score is illegal."""
-        return f"{self.row.name} (ILLEGAL)" if "illegal" in self.faults else self.row.name
+        """The row's, with what a reader of its score must not overlook."""
+        found = [*(["ILLEGAL"] if "illegal" in self.faults else []), *(mark.upper() for mark in _odd(self.row))]
+        return " ".join([self.row.name, *(f"({mark})" for mark in found)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +182,16 @@ def _disqualified(row: Row) -> dict[str, list[int]]:
     }
 
 
+def _odd(row: Row) -> dict[str, list[int]]:
+    """What else a reader must not overlook, of golf/rundir.py's marks -> the counted seeds that it holds for."""
+    found: dict[str, list[int]] = {}
+    for run in row.counted:
+        for mark in marks(run.result or {}):
+            if mark != "ILLEGAL":
+                found.setdefault(mark.lower(), []).append(run.seed)
+    return found
+
+
 def _row_notes(row: Row, control: Row | None, seeds: Sequence[int]) -> list[str]:
     done = [run.seed for run in row.counted]
     notes = [f"seed {run.seed} {run.state}: {run.reason or 'no word'}" for run in row.runs if run.result is None]
@@ -189,7 +200,7 @@ def _row_notes(row: Row, control: Row | None, seeds: Sequence[int]) -> list[str]
         score = f"{run.result['val_bpb']:.4f}"
         notes.append(f"seed {run.seed} was trained again; {run.folder.name} ({score}) counts no more")
     marks = {
-        **{f"{name} on seed": found for name, found in _disqualified(row).items()},
+        **{f"{name} on seed": found for name, found in (_disqualified(row) | _odd(row)).items()},
         "not registered in the sweep file: seed": [seed for seed in done if seeds and seed not in seeds],
         "no result yet for registered seed": [seed for seed in seeds if seed not in done],
     }

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from golf.code_record import git
 from golf.reports.analysis import Analysis, Line
 from golf.reports.text import interval, number, p_text
-from golf.rundir import RunDir, git
+from golf.rundir import RunDir
 
 Facts = Sequence[tuple[str, str]]  # (what it is, what it says)
 

@@ -13,11 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from golf.code_record import same_code
 from golf.errors import UserError
 from golf.files import read_text
 from golf.reports.load import Started
 from golf.reports.stats import summarize
-from golf.rundir import RunDir, environment, same_code
+from golf.rundir import RunDir, environment
 from golf.submission.compare import Comparison
 from golf.submission.entry import Entry, Track
 from golf.submission.gate import LEAST_SEEDS, Reason, other_than_the_records, refusing

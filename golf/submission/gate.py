@@ -27,12 +27,18 @@ class Reason:
         return f"{self.text}; {self.fix}" if self.fix else self.text
 
 
-ALWAYS = ("over_cap", "over_time", "audit", "mixed_config")  # any track wants these; a record also wants the rest
+ALWAYS = (
+    "over_cap",
+    "over_time",
+    "audit",
+    "mixed_code",
+    "mixed_config",
+)  # any track wants these; a record also wants the rest
 
 
 def against(entry: Entry, track: Track, comparison: Comparison | None) -> list[Reason]:
     """Everything that stands against it, whether or not this track asks for it."""
-    found = [*_over_cap(entry, track), *_over_time(entry, track), *_audit(entry), *_configs(entry)]
+    found = [*_over_cap(entry, track), *_over_time(entry, track), *_audit(entry), *_codes(entry), *_configs(entry)]
     return [*found, *_seeds(entry), *_registered(entry), *_significance(entry, comparison, track)]
 
 
@@ -76,6 +82,13 @@ def _audit(entry: Entry) -> Iterator[Reason]:
             yield Reason("audit", f"seed {run.seed}: not audited", fix)
         elif report.get("fingerprint") != run.result["fingerprint"]:
             yield Reason("audit", f"seed {run.seed}: its audit.json is of another run; audit it again")
+
+
+def _codes(entry: Entry) -> Iterator[Reason]:
+    for run in entry.counted:
+        codes = (run.result or {}).get("codes") or []
+        if len(codes) > 1:
+            yield Reason("mixed_code", f"seed {run.seed}: made by {len(codes)} codes; train it again in one")
 
 
 def _configs(entry: Entry) -> Iterator[Reason]:

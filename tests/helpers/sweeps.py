@@ -9,11 +9,11 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from golf import train
+from golf.code_record import ROOT
 from golf.config import Run
 from golf.launcher import sweep
 from golf.launcher.cells import Cell
 from golf.launcher.grid import Plan
-from golf.rundir import ROOT
 from tests.helpers.tiers import slow
 from tests.helpers.worlds import ClockWorld, ProcessWorld, World
 

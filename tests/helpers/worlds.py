@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from golf import rundir
+from golf import code_record, rundir
+from golf.code_record import ROOT
 from golf.launcher import board, jobs, local, scheduler
 from golf.launcher.processes import ATTEMPT
 from golf.launcher.slurm import executor, queue, script
-from golf.rundir import ROOT
 from golf.search import drive
 from tests.helpers import fake_slurm, fake_workers
 from tests.helpers.clocks import Acts, FakeClock, Life
@@ -85,8 +85,8 @@ class ClockWorld(World):
         self.clock.put_in(monkeypatch, board, drive, executor, local, queue, scheduler)
         # of no use here: what git says, what outlives a crash of the machine
         monkeypatch.setattr(os, "fsync", lambda file: None)
-        monkeypatch.setattr(rundir, "environment", lambda: {"git_commit": "abc", "git_dirty": False})
-        monkeypatch.setattr(rundir, "code_changes", lambda: "")
+        monkeypatch.setattr(rundir, "environment", lambda patch=None: {"git_commit": "abc", "git_dirty": False})
+        monkeypatch.setattr(code_record, "changes", lambda: b"")
         monkeypatch.setattr(local, "Process", partial(ClockProcess, self.clock))
 
     def now(self) -> float:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from golf import report
+from golf.code_record import ROOT
 from golf.launcher.slurm import queue
-from golf.rundir import ROOT, RunDir
+from golf.rundir import RunDir
 from tests.helpers.processes import wait_until
 from tests.helpers.runs import toy_overrides
 from tests.helpers.sweeps import whole_lines

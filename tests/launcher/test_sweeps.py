@@ -16,6 +16,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from golf import report
+from golf.code_record import ROOT
 from golf.compose import compose_whole, run_of_whole
 from golf.conf_files import CONF, parse
 from golf.config import Run
@@ -25,7 +26,7 @@ from golf.launcher.grid import key_of
 from golf.launcher.slots import Pool, Slot
 from golf.launcher.standing import Standing, read_standing
 from golf.launcher.tables import progress_of
-from golf.rundir import ROOT, RunDir
+from golf.rundir import RunDir
 from golf.search.space import search_of
 from hydra_plugins.golf_sweeper import plan_of
 from tests.helpers.processes import processes_in, wait_until

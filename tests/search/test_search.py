@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from golf import report
+from golf.code_record import ROOT
 from golf.launcher.processes import ATTEMPT
-from golf.rundir import ROOT, RunDir
+from golf.rundir import RunDir
 from tests.helpers.processes import processes_in, wait_until
 from tests.helpers.runs import toy_overrides
 from tests.helpers.sweeps import Door, logged
