@@ -57,7 +57,7 @@ def changes() -> bytes:
         index = Path(folder) / "index"  # a copy: the repository's own is the user's
         there = ROOT / _git("rev-parse", "--git-path", "index").decode().strip()
         if there.exists():
-            shutil.copyfile(there, index)
+            shutil.copy2(there, index)  # with its time: git looks into files that are as new as their index
         for name in new:
             _git("add", "--intent-to-add", "--", os.fsdecode(name), index=index)
         return _git(*DIFF, index=index)
