@@ -152,7 +152,13 @@ class RunDir:
     def set_status(self, state: str, **facts: Any) -> None:
         """state: starting, running, stopped, failed or done."""
         who = {"host": socket.gethostname(), "pid": os.getpid()}
-        write_json(self.status, {"state": state, **who, "time": time.time(), **facts})
+        status = json.dumps({"state": state, **who, "time": time.time(), **facts}, indent=2) + "\n"
+        try:
+            write_atomic(self.status, status)
+        except OSError:
+            if not self.status.is_file():
+                raise
+            _overwrite(self.status, status)
 
     def get_status(self) -> dict[str, Any]:
         """What set_status last wrote; empty where nothing readable stands."""
@@ -178,6 +184,13 @@ def hold(folder: Path, busy: Callable[[], str]) -> Iterator[None]:
         except BlockingIOError:
             raise BusyError(f"{folder}: {busy()}") from None
         yield
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """Write over a small file in its place: on a full disk there is room for that where there is none for a new one."""
+    with open(path, "r+") as file:
+        file.write(text)
+        file.truncate()
 
 
 def attempts_in(group: Path) -> dict[str, list[int]]:

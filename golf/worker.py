@@ -59,6 +59,9 @@ def main(path: str) -> int:
     except BusyError as error:  # the folder is another process's: leave its status alone
         print(f"golf: {error}", file=sys.stderr, flush=True)
         return FAILED
+    except OSError as error:  # of the lock; attempt() explains its own
+        print(f"golf: {trouble_of(error) or f'{folder.path}: {error}'}", file=sys.stderr, flush=True)
+        return FAILED
 
 
 def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, config: dict[str, Any]) -> int:
@@ -71,10 +74,10 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
 
     for number in PREEMPTIONS:  # the loop has its own way while it runs
         signal.signal(number, stop)
-    if ranks.first:
-        folder.set_status("running", step=0)
-    ranks.barrier()
     try:
+        if ranks.first:
+            folder.set_status("running", step=0)
+        ranks.barrier()
         work(run, prepared, folder, ranks, state, config)
         return 0
     except (Exception, KeyboardInterrupt, Stopped) as error:
@@ -83,13 +86,21 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
         code, message, expected = explain(error, state)
         # The rank that fails first says why; what it does to the others (a lost connection) is no news.
         if ranks.first or not isinstance(error, Stopped):
-            if folder.get_status().get("state") == "running":
-                state_name = "stopped" if code == STOPPED else "failed"
-                folder.set_status(state_name, step=state.step, rank=ranks.rank, code=code, message=message)
             print(f"golf: {message}", file=sys.stderr, flush=True)
+            state_name = "stopped" if code == STOPPED else "failed"
+            record_end(folder, state_name, step=state.step, rank=ranks.rank, code=code, message=message)
         if not expected:
             raise
         return code
+
+
+def record_end(folder: RunDir, state: str, **facts: Any) -> None:
+    """Write how an attempt ended, unless another rank has. What fails here is said, and hides nothing."""
+    try:
+        if folder.get_status().get("state") in ("starting", "running"):
+            folder.set_status(state, **facts)
+    except OSError as error:
+        print(f"golf: {folder.status}: cannot be written ({error.strerror or error})", file=sys.stderr, flush=True)
 
 
 def ignore_preemptions() -> None:
@@ -118,8 +129,11 @@ def work(
             finished = result.assemble(run, prepared, **names, measured=made | measured)
             write_json(folder.result, finished)
             folder.set_status("done", step=state.step, val_bpb=finished["val_bpb"])
-    finally:
-        sinks.close(finished, folder.artifact if finished else None)
+    except BaseException:
+        with contextlib.suppress(Exception):  # what stopped the run is what is said
+            sinks.close(None, None)
+        raise
+    sinks.close(finished, folder.artifact if finished else None)
     if finished:
         result.show(finished)
         print(f"\n{folder.path}")
@@ -154,13 +168,32 @@ def explain(error: BaseException, state: LoopState) -> tuple[int, str, bool]:
         return FAILED, str(error), cause is None or isinstance(cause, UserError | RunError) or out_of_memory(cause)
     if out_of_memory(error):
         return FAILED, f"out of memory at step {state.step}; lower batch.max_microbatch_sequences; {again}", True
-    if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
-        return FAILED, f"disk full at step {state.step}; free some space; {again}", True
+    if isinstance(error, OSError) and (trouble := trouble_of(error)):
+        what, _, fix = trouble.partition("; ")
+        return FAILED, f"{what} at step {state.step}; {fix}; {again}", True
     if isinstance(error, UserError):
         return BAD_INPUT, str(error), True
     if isinstance(error, RunError):
         return FAILED, f"{error}; {again}", True
     return FAILED, f"{type(error).__name__} at step {state.step}: {error}; {again}", isinstance(error, OSError)
+
+
+TROUBLES = {
+    errno.ENOSPC: "disk full; free some space",
+    errno.EDQUOT: "disk full (your quota); free some space",
+    errno.EMFILE: "too many open files; raise their number with ulimit -n",
+    errno.ENFILE: "too many open files on this machine; close some programs",
+    errno.EROFS: "the disk is read-only; choose another outputs=",
+    errno.EACCES: "no permission to write; choose another outputs=",
+}
+
+
+def trouble_of(error: OSError) -> str:
+    """Return what the machine lacks, with a way out; empty where it is something else."""
+    number = errno.ENOSPC if "No space left" in str(error) else error.errno  # safetensors keeps the words alone
+    named = f" ({error.filename})" if error.filename and number in (errno.EROFS, errno.EACCES) else ""
+    found = TROUBLES.get(number or 0, "")
+    return found.replace("; ", f"{named}; ", 1)
 
 
 @record

@@ -231,6 +231,51 @@ def test_a_full_disk_ends_with_one_clear_line(job: Callable[..., Job], monkeypat
     assert load_tensors(one.folder.checkpoint)[1]["step"] == 5
 
 
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (errno.ENOSPC, "disk full at step"),
+        (errno.EDQUOT, "disk full (your quota) at step"),
+        (errno.EMFILE, "too many open files at step"),
+        (errno.EROFS, "the disk is read-only"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_while_nothing_can_be_written(
+    number: int, words: str, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first file on, the status among them: it is written over in its place, and never left at `running`."""
+    one = job()
+
+    def lacking(path: Path, data: bytes) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("golf.rundir.write_bytes", lacking)
+    printed = one.here(code=1)
+    assert words in printed and "Traceback" not in printed
+    status = one.folder.get_status()
+    assert status["state"] == "failed" and words in status["message"]
+
+
+def test_what_fails_while_a_failure_is_recorded_does_not_hide_it(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    one = job()
+    monkeypatch.setattr("golf.worker.train", lambda *_: (_ for _ in ()).throw(RunError("the loss is nan")))
+    monkeypatch.setattr("golf.sinks.JsonlSink.close", refuse)
+    monkeypatch.setattr("golf.worker.RunDir.set_status", refuse)
+    printed = one.here(code=1)
+    assert "disk full at step 0" in printed, "the first status could not be written"
+    monkeypatch.setattr(
+        "golf.worker.RunDir.set_status", lambda self, state, **_: refuse() if state == "failed" else None
+    )
+    printed = one.here(code=1)
+    assert "golf: the loss is nan" in printed and "status.json: cannot be written (No space left on device)" in printed
+    assert "Traceback" not in printed
+
+
 def test_a_finished_folder_is_never_rewritten(job: Callable[..., Job]) -> None:
     """A worker that was started while another finished the run writes nothing."""
     one = job("budget.max_steps=2")

@@ -399,7 +399,7 @@ def test_what_could_not_be_read_back_is_not_trained(bound: str, toy: Toy, monkey
         check(toy())
 
 
-@pytest.mark.parametrize("lie", [made_of(SEEDED, 2**12, layers=4), made_of(TRAIN, 2**14)])
+@pytest.mark.parametrize("lie", [made_of(SEEDED, 2**10), made_of(TRAIN, 2**14)], ids=["buffers", "matrices"])
 def test_what_is_made_and_not_stored_is_counted_before_it_is_made(
     lie: Callable[[dict], None], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
