@@ -71,8 +71,7 @@ def start(run: Run) -> int:
         rundir.require_writable(outputs, "outputs")
         plan.show(run, run.data.find(data_dir))
         return 0
-    for place, key in ((data_dir, "data_dir"), (outputs, "outputs")):
-        rundir.require_writable(place, key)
+    rundir.require_writable(outputs, "outputs")
     gc.enable()  # what follows may take long
     prepared = run.data.prepare(data_dir)
     checks.check_data(run, prepared)

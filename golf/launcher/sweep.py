@@ -79,8 +79,6 @@ def sweep_folder(cells: Sequence[Cell]) -> Path:
 def ready_data(cells: Sequence[Cell]) -> list[Prepared]:
     """The data of every cell, prepared. Raises UserError where it or the outputs cannot be written."""
     rundir.require_writable(Path(cells[0].run.outputs).resolve(), "outputs")
-    for data_dir in {cell.run.data_dir for cell in cells}:
-        rundir.require_writable(Path(data_dir).resolve(), "data_dir")
     return prepare(cells)
 
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from golf.errors import UserError
 from golf.files import MOST_TEXT, parse_json, read_bytes
 from golf.hashes import sha256_of
+from golf.rundir import require_writable
 from golf.tokens.shards import TokenStream, file_sha256, open_shard
 from golf.tokens.tokenizer import ByteCounter
 
@@ -193,7 +194,14 @@ class DataConfig:
         raise NotImplementedError
 
     def prepare(self, data_dir: Path, log: Log = print) -> Prepared:
-        """The prepared data, made now if it is not there. UserError for whatever is wrong with the source."""
+        """The prepared data, made now if it is not there. UserError for whatever is wrong with the source.
+
+        Data that is there already is whole, and needs neither a lock nor the right to write.
+        """
+        found = self.find(data_dir)
+        if found is not None:
+            return found
+        require_writable(data_dir, "data_dir")
         folder = self.folder(data_dir)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_name(folder.name + ".lock"), log):

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -48,6 +49,28 @@ def test_preparing_again_and_finding_give_the_same(original, tmp_path):
     assert sorted(path.name for path in first.folder.iterdir()) == [
         MANIFEST, "tokenizer.model", "train_000000.bin", "tune_000000.bin", "val_000000.bin"
     ]  # fmt: skip
+
+
+def test_data_that_is_there_needs_no_lock_and_no_right_to_write(original, monkeypatch):
+    """A read-only disk, or the files of another user."""
+    config, data_dir = original
+    made = config.prepare(data_dir, quiet)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("mkdir", "write_text", "write_bytes", "touch", "unlink", "rename"):
+        monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr("golf.tokens.prepare._lock", refuse)
+    assert config.prepare(data_dir, quiet) == made
+
+
+def test_a_folder_that_cannot_be_written_is_named(original, tmp_path):
+    config, _ = original
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^data_dir=.*file/data: cannot be written"):
+        config.prepare(tmp_path / "file" / "data", quiet)
 
 
 def test_the_same_text_elsewhere_gives_the_same_digest(original, tmp_path):
