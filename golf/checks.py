@@ -78,6 +78,11 @@ def check_storage(run: Run, model: LM) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     run.quant.predict_bytes({name: shapes[name] for name in roles}, roles, run.chosen_codec)
     check_readable(run.model, run.quant, run.chosen_codec)
+    if run.quant.allocation.reads_gradients and run.batch.sequence_length < 2:
+        raise UserError(
+            f"batch.sequence_length={run.batch.sequence_length}: quant.allocation measures how rows predict their own "
+            "next tokens, and these have none; set at least 2, or quant/allocation=even"
+        )
     if run.quant.fit and not run.quant.dialled(shapes, roles):
         raise UserError(
             "quant.fit=true: the steps of this quantiser are tied to the largest weights, or there are none, so that "
@@ -97,6 +102,17 @@ def check_scorers(run: Run, model: LM) -> None:
             raise UserError(f"eval.evaluators.{name}.{error}") from None
 
 
+def check_scored(run: Run, prepared: Prepared) -> None:
+    """Raise UserError where the split that is scored holds nothing to score: no next token, or no byte of text."""
+    split = prepared.splits[run.eval.split]
+    if split.tokens < 2 or split.bytes == 0:
+        raise UserError(
+            f"eval.split={run.eval.split}: this split of data={prepared.corpus} has {split.tokens:,} tokens of "
+            f"{split.bytes or 0:,} bytes, and nothing to score; give it other text (a document of it may have been one "
+            f"of the training text, too), a larger share (data.{run.eval.split}_one_in), or another eval.split"
+        )
+
+
 def check_data(run: Run, prepared: Prepared) -> None:
     """Raise UserError where what was prepared does not suit the model."""
     if prepared.vocab_size != run.model.vocab_size:
@@ -110,6 +126,7 @@ def check_data(run: Run, prepared: Prepared) -> None:
             raise UserError(
                 f"{path}.bos_id={bos_id}: documents of data={prepared.corpus} begin with {prepared.bos_id}; set that"
             )
+    check_scored(run, prepared)
     shapes = run.batches(run.launch.nproc).shapes
     needed = max(run.loader.tokens_needed(shape.sequences, shape.length) for shape in shapes)
     split = run.loader.split

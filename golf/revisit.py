@@ -12,7 +12,7 @@ from rich.table import Table
 
 from golf import result as results
 from golf.arguments import told
-from golf.checks import check_scorers, check_storage
+from golf.checks import check_scored, check_scorers, check_storage
 from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
 from golf.errors import UserError, in_one_line
@@ -86,6 +86,7 @@ class Door:
                 model = run.model.build_on_meta()
                 check_storage(run, model)
                 check_scorers(run, model)
+                check_scored(run, source.prepared)
                 cells.append((source, run, [self.name, f"run={source.folder.path}", *new]))
         rows = [self.act(source, run, ConsoleSink(None), command) for source, run, command in cells]
         if len(rows) == 1:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from golf.checks import check, check_machine
+from golf.checks import check, check_data, check_machine
 from golf.conf_files import load_part
 from golf.config import Run, fingerprint
 from golf.errors import UserError
@@ -102,3 +103,19 @@ def test_where_the_cut_of_a_batch_is_mathematics_it_is_part_of_the_run() -> None
         run = tiny(choice)
         one, four = (fingerprint(replace(run, launch=replace(run.launch, nproc=n)), "d") for n in (1, 4))
         assert (one != four) == cut, choice
+
+
+@pytest.mark.parametrize("split", ["val", "tune"])
+@pytest.mark.parametrize("tokens, size", [(0, 0), (1, 0), (1, 3), (3, 0), (0, None)])
+def test_a_split_with_nothing_to_score_is_refused(split: str, tokens: int, size: int | None, toy: Any) -> None:
+    run = toy(f"eval.split={split}")
+    prepared = run.data.prepare(Path(run.data_dir), log=lambda line: None)
+    check_data(run, prepared)
+    prepared.splits[split] = replace(prepared.splits[split], tokens=tokens, bytes=size)
+    with pytest.raises(UserError, match=rf"^eval\.split={split}: .* has {tokens} tokens of .* nothing to score"):
+        check_data(run, prepared)
+
+
+def test_rows_of_one_token_measure_no_allocation() -> None:
+    with pytest.raises(UserError, match=r"^batch\.sequence_length=1: quant\.allocation .* at least 2"):
+        check(tiny("batch.sequence_length=1", "batch.tokens_per_step=8", "quant=waterfill"))
