@@ -52,13 +52,48 @@ def check(run: Run) -> None:
 
 
 def _check_starts(run: Run) -> None:
-    end = run.schedule.at(Tick(10**9, 1.0, 0.0))
+    """Raise UserError for a stage that would never begin, in the steps that there will be.
+
+    By the wall clock their number is not known: there only what the schedule never comes down to is.
+    """
+    steps = run.budget.max_steps if run.budget.clock == "steps" else None
+    end = _tick(run, None if steps is None else steps - 1)
     for path, part in configs(run):
         if isinstance(part, Start) and not part.reached(end):
+            raise UserError(_never(path, part, end, steps))
+    for path, part in configs(run):
+        every, start = getattr(part, "every_steps", None), getattr(part, "start", None)
+        if steps is None or every is None or not isinstance(start, Start):
+            continue
+        last = steps // every * every - 1  # of those steps after which something is done
+        if last < 0 or not start.reached(_tick(run, last)):
             raise UserError(
-                f"{path}.rate_below={part.rate_below}: the schedule ends at {end.decay:.2g} of the full rate, so this "
-                f"never begins; choose another schedule, or {path}.progress=0.5 with {path}.rate_below=null"
+                f"{path}.every_steps={every}: no such step comes in the part of {steps} steps that begins at "
+                f"{path}.start; lower it, or begin earlier"
             )
+
+
+def _tick(run: Run, step: int | None) -> Tick:
+    """Return where a run stands before this step of the step clock; None: at the end of any clock."""
+    if step is None or run.budget.max_steps is None:
+        return run.schedule.at(Tick(10**9, 1.0, 0.0))
+    steps = run.budget.max_steps
+    before_late = steps - (0 if run.late is None else round(run.late.share * steps))
+    progress = min(1.0, step / max(1, before_late))
+    return run.schedule.at(Tick(step, progress, max(0, before_late - step)))
+
+
+def _never(path: str, start: Start, end: Tick, steps: int | None) -> str:
+    """Say why a stage never begins, and what to set."""
+    if start.progress is not None:
+        return (
+            f"{path}.progress={start.progress}: the last of {steps} steps begins at {end.progress:.4g}, so this never "
+            f"begins; at most {path}.progress={end.progress:.4g}"
+        )
+    return (
+        f"{path}.rate_below={start.rate_below}: the schedule ends at {end.decay:.2g} of the full rate, so this "
+        f"never begins; choose another schedule, or {path}.progress=0.5 with {path}.rate_below=null"
+    )
 
 
 def _check_late(run: Run, late: LateConfig) -> None:

@@ -119,3 +119,33 @@ def test_a_split_with_nothing_to_score_is_refused(split: str, tokens: int, size:
 def test_rows_of_one_token_measure_no_allocation() -> None:
     with pytest.raises(UserError, match=r"^batch\.sequence_length=1: quant\.allocation .* at least 2"):
         check(tiny("batch.sequence_length=1", "batch.tokens_per_step=8", "quant=waterfill"))
+
+
+ONE_START = "average.start.rate_below=null"
+LAST = "the last of 20 steps begins at 0"
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ([ONE_START, "average.start.progress=0.99"], rf"average\.start\.progress=0\.99: {LAST}\.95"),
+        ([ONE_START, "average.start.progress=1.0"], rf"average\.start\.progress=1\.0: {LAST}\.95"),
+        (["average.every_steps=21"], r"average\.every_steps=21: no such step comes in the part of 20 steps"),
+        ([ONE_START, "average.every_steps=11", "average.start.progress=0.6"], r"average\.every_steps=11: no such step"),
+        (
+            ["qat=late", "qat.strength.start.progress=0.97", "qat.strength.start.rate_below=null"],
+            rf"qat\.strength\.start\.progress=0\.97: {LAST}\.95",
+        ),
+    ],
+)
+def test_a_stage_that_no_step_reaches_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(tiny("budget.max_steps=20", "average=swa", *overrides))
+
+
+@pytest.mark.parametrize("overrides", [
+    ["average.start.progress=0.95", "average.every_steps=20"], ["average.start.progress=0.0", "average.every_steps=20"],
+    ["average.start.progress=0.5", "average.every_steps=19"],
+])  # fmt: skip
+def test_a_stage_of_the_last_step_is_a_stage(overrides: list[str]) -> None:
+    check(tiny("budget.max_steps=20", "average=swa", ONE_START, *overrides))
