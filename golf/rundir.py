@@ -11,6 +11,7 @@ import re
 import shlex
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -329,8 +330,7 @@ def require_writable(folder: Path, key: str) -> None:
     """Raise UserError where a folder cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):  # a name of its own: threads try at once
+            pass
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); choose another folder") from None
