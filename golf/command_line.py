@@ -159,14 +159,20 @@ def search_path(folders: Sequence[str]) -> str:
 
 
 def search_paths(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return the folders that an override line adds to conf/. Raises UserError where they are no list of texts."""
+    """Return the folders that an override line adds to conf/. Raises UserError where they are no list of folders.
+
+    The line may be somebody else's command.txt, and a package (pkg://) would be imported to look for YAML in it.
+    """
+    found: list[str] = []
     for word in overrides:
         if word.lstrip("+").startswith(f"{SEARCH_PATH}="):
             value = parsed(word).value()
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise UserError(f"{word}: takes a list of folders; --config-dir FOLDER adds one")
-            return tuple(map(str, value))
-    return ()
+            if odd := [str(item) for item in value if "://" in item and not item.startswith("file://")]:
+                raise UserError(f"{SEARCH_PATH}: {odd[0]} is no folder, and nothing else is searched for YAML files")
+            found += map(str, value)
+    return tuple(found)
 
 
 def _fix(key: str) -> str:

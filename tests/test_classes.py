@@ -1,6 +1,7 @@
 """Nothing that a file names is imported or made, unless it is golf's or of a package that the user registered."""
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -155,6 +156,22 @@ def test_a_command_line_in_a_run_folder_names_nothing_either(
     command.write_text(command.read_text().strip() + " model.mlp._target_=payload.EvilConfig\n")
     assert quantize.main([f"run={run}", "quant=int8"]) == 2
     assert "model.mlp._target_=payload.EvilConfig: not in golf" in capsys.readouterr().err
+    assert list(payload.glob("ma*")) == []
+
+
+@pytest.mark.parametrize("words", [
+    ("hydra.searchpath=[pkg://payload]",),
+    ("hydra.searchpath=[]", "++hydra.searchpath=[pkg://payload.inner]"),
+])  # fmt: skip
+def test_a_command_line_in_a_run_folder_imports_no_package(
+    words: tuple[str, ...], finished_copy: Callable[..., Path], payload: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Hydra would import it, to look for YAML files in it."""
+    run = finished_copy()
+    command = run / "command.txt"
+    command.write_text(shlex.join([*shlex.split(command.read_text()), *words]) + "\n")
+    assert quantize.main([f"run={run}", "quant=int8"]) == 2
+    assert "pkg://payload" in capsys.readouterr().err
     assert list(payload.glob("ma*")) == []
 
 
