@@ -27,10 +27,9 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 def read_bytes(path: Path, most: int) -> bytes:
     """Return a file's bytes. Raises OSError where it has more than `most`, or is no regular file."""
     with opened(path) as file:
-        if os.fstat(file.fileno()).st_size <= most:
-            data = file.read(most + 1)  # it may have grown
-            if len(data) <= most:
-                return data
+        size = os.fstat(file.fileno()).st_size
+        if size <= most:
+            return file.read(size)  # `most` would be allocated before a byte is read
     raise OSError(errno.EFBIG, f"Has more than {most:,} bytes", str(path))
 
 

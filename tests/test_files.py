@@ -27,6 +27,7 @@ def test_only_regular_files_of_a_size_are_read(tmp_path: Path) -> None:
     assert read_bytes(there, 5) == b"12345"
     with pytest.raises(OSError, match="more than 4 bytes"):
         read_bytes(there, 4)
+    assert read_bytes(there, 2**44) == b"12345", "no more is asked of memory than there is in the file"
     for odd in (pipe, Path("/dev/zero"), tmp_path):
         with pytest.raises(OSError, match=r"Not a regular file|Is a directory"):
             read_bytes(odd, 100)
