@@ -112,7 +112,7 @@ def check_storage(run: Run, model: LM) -> None:
     run.chosen_codec.check()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     run.quant.predict_bytes({name: shapes[name] for name in roles}, roles, run.chosen_codec)
-    check_readable(run.model, run.quant, run.chosen_codec)
+    check_readable(run.model, model, run.quant, run.chosen_codec)
     if run.quant.allocation.reads_gradients and run.batch.sequence_length < 2:
         raise UserError(
             f"batch.sequence_length={run.batch.sequence_length}: quant.allocation measures how rows predict their own "

@@ -117,18 +117,16 @@ def seal(header: bytes, payload: bytes) -> bytes:
     return PREFIX.pack(MAGIC, digest, len(header)) + rest
 
 
-def check_readable(model: LMConfig, quant: QuantConfig, codec: CodecConfig) -> None:
+def check_readable(config: LMConfig, model: LM, quant: QuantConfig, codec: CodecConfig) -> None:
     """Raise UserError where read_artifact() would refuse the artifact of such a model: before it is trained.
 
-    All that the reader looks at but the values is known from shapes: it is handed a header without them.
+    All that the reader looks at but the values is known from shapes: it is handed a header without them. model: what
+    config builds, on the meta device.
     """
-    exported = model.exported()
-    shell = exported.build_on_meta()
-    chosen = quant.assign(roles_of(shell))
-    table = {
-        name: quant.formats[chosen[name]].layout(tuple(parameter.shape)) for name, parameter in shell.named_parameters()
-    }
-    header = _header(exported, quant, codec, chosen, table) | {"tokenizer_sha256": ""}
+    chosen = quant.assign(model.stored_roles())
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name in chosen}
+    table = {name: quant.formats[chosen[name]].layout(shape) for name, shape in shapes.items()}
+    header = _header(config.exported(), quant, codec, chosen, table) | {"tokenizer_sha256": ""}
     text = json.dumps(header)
     try:
         if len(text) > MAX_HEADER_BYTES - 1000:  # room for the checksums

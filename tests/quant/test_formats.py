@@ -381,7 +381,7 @@ def dumped(header: dict) -> str:
 def test_what_is_trained_can_be_read_back(choice: str, toy: Toy) -> None:
     """The reader's bounds are asked before training, of what shapes tell; a stack without blocks has no layers."""
     run = toy(choice)
-    check_readable(run.model, run.quant, run.chosen_codec)
+    check_readable(run.model, run.model.build_on_meta(), run.quant, run.chosen_codec)
 
 
 BOUNDS = {
