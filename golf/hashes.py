@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.files import MOST_TEXT, parse_json, read_bytes
+from golf.rundir import write_atomic
 from golf.tokens.shards import file_sha256
 
 LARGE = 2**24  # bytes; what has fewer is hashed in some hundredths of a second
@@ -66,8 +67,6 @@ def _write(key: str, entry: list[Any]) -> None:
     known = _read()
     known.pop(key, None)
     kept = dict([*known.items(), (key, entry)][-MOST_KNOWN:])
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(kept))
-        os.replace(temporary, file)
+        write_atomic(file, json.dumps(kept))

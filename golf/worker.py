@@ -60,7 +60,7 @@ def main(path: str) -> int:
         print(f"golf: {error}", file=sys.stderr, flush=True)
         return FAILED
     except OSError as error:  # of the lock; attempt() explains its own
-        print(f"golf: {trouble_of(error) or f'{folder.path}: {error}'}", file=sys.stderr, flush=True)
+        print(f"golf: {'; '.join(trouble_of(error) or [f'{folder.path}: {error}'])}", file=sys.stderr, flush=True)
         return FAILED
 
 
@@ -169,7 +169,7 @@ def explain(error: BaseException, state: LoopState) -> tuple[int, str, bool]:
     if out_of_memory(error):
         return FAILED, f"out of memory at step {state.step}; lower batch.max_microbatch_sequences; {again}", True
     if isinstance(error, OSError) and (trouble := trouble_of(error)):
-        what, _, fix = trouble.partition("; ")
+        what, fix = trouble
         return FAILED, f"{what} at step {state.step}; {fix}; {again}", True
     if isinstance(error, UserError):
         return BAD_INPUT, str(error), True
@@ -179,21 +179,22 @@ def explain(error: BaseException, state: LoopState) -> tuple[int, str, bool]:
 
 
 TROUBLES = {
-    errno.ENOSPC: "disk full; free some space",
-    errno.EDQUOT: "disk full (your quota); free some space",
-    errno.EMFILE: "too many open files; raise their number with ulimit -n",
-    errno.ENFILE: "too many open files on this machine; close some programs",
-    errno.EROFS: "the disk is read-only; choose another outputs=",
-    errno.EACCES: "no permission to write; choose another outputs=",
+    errno.ENOSPC: ("disk full", "free some space"),
+    errno.EDQUOT: ("disk full (your quota)", "free some space"),
+    errno.EMFILE: ("too many open files", "raise their number with ulimit -n"),
+    errno.ENFILE: ("too many open files on this machine", "close some programs"),
+    errno.EROFS: ("the disk is read-only", "choose another outputs="),
+    errno.EACCES: ("no permission to write", "choose another outputs="),
 }
 
 
-def trouble_of(error: OSError) -> str:
-    """Return what the machine lacks, with a way out; empty where it is something else."""
+def trouble_of(error: OSError) -> tuple[str, str] | None:
+    """Return what the machine lacks, and a way out; None where it is something else."""
     number = errno.ENOSPC if "No space left" in str(error) else error.errno  # safetensors keeps the words alone
-    named = f" ({error.filename})" if error.filename and number in (errno.EROFS, errno.EACCES) else ""
-    found = TROUBLES.get(number or 0, "")
-    return found.replace("; ", f"{named}; ", 1)
+    if number not in TROUBLES:
+        return None
+    what, fix = TROUBLES[number]
+    return what + (f" ({error.filename})" if error.filename and number in (errno.EROFS, errno.EACCES) else ""), fix
 
 
 @record

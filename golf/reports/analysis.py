@@ -39,9 +39,8 @@ class Line:
 
     @property
     def name(self) -> str:
-        """The row's, with what a reader of its score must not overlook."""
-        found = [*(["ILLEGAL"] if "illegal" in self.faults else []), *(mark.upper() for mark in _odd(self.row))]
-        return " ".join([self.row.name, *(f"({mark})" for mark in found)])
+        """The row's, with the marks of its scores."""
+        return " ".join([self.row.name, *(f"({mark})" for mark in _marks(self.row))])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,13 +181,12 @@ def _disqualified(row: Row) -> dict[str, list[int]]:
     }
 
 
-def _odd(row: Row) -> dict[str, list[int]]:
-    """What else a reader must not overlook, of golf/rundir.py's marks -> the counted seeds that it holds for."""
+def _marks(row: Row) -> dict[str, list[int]]:
+    """Return the marks of its scores (golf/rundir.py) -> the counted seeds that have them."""
     found: dict[str, list[int]] = {}
     for run in row.counted:
         for mark in marks(run.result or {}):
-            if mark != "ILLEGAL":
-                found.setdefault(mark.lower(), []).append(run.seed)
+            found.setdefault(mark, []).append(run.seed)
     return found
 
 
@@ -199,12 +197,13 @@ def _row_notes(row: Row, control: Row | None, seeds: Sequence[int]) -> list[str]
         assert run.result is not None
         score = f"{run.result['val_bpb']:.4f}"
         notes.append(f"seed {run.seed} was trained again; {run.folder.name} ({score}) counts no more")
-    marks = {
-        **{f"{name} on seed": found for name, found in (_disqualified(row) | _odd(row)).items()},
+    by_mark = {mark.lower(): found for mark, found in _marks(row).items()}
+    by_words = {
+        **{f"{name} on seed": found for name, found in (_disqualified(row) | by_mark).items()},
         "not registered in the sweep file: seed": [seed for seed in done if seeds and seed not in seeds],
         "no result yet for registered seed": [seed for seed in seeds if seed not in done],
     }
-    notes += [f"{words} {_listed(found)}" for words, found in marks.items() if found]
+    notes += [f"{words} {_listed(found)}" for words, found in by_words.items() if found]
     if any(not result["deterministic"] for result in row.results):
         notes.append("the wall clock shaped it: a repeat differs")
     if differing := _differing(row.counted):
