@@ -10,7 +10,7 @@ from golf.errors import UserError
 from golf.suggestions import did_you_mean, hint
 
 
-def told(arguments: Sequence[str], usage: str) -> bool:
+def print_help(arguments: Sequence[str], usage: str) -> bool:
     """Print what a door is for, or golf's version, where that is asked for or nothing is; return whether it was."""
     if "--version" in arguments:
         print(f"golf {version('golf')}")

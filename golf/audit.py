@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.table import Table
 
-from golf.arguments import key_values, switched_on, told
+from golf.arguments import key_values, print_help, switched_on
 from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, known_bad
 from golf.errors import UserError, in_one_line
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
@@ -33,7 +33,7 @@ COLOURS = {PASS: "green", FAIL: "bold red"}
 @in_one_line
 def main(arguments: list[str]) -> int:
     """Exit code 0, 1 where a probe failed, 2 and one line for bad input."""
-    if told(arguments, __doc__ or ""):
+    if print_help(arguments, __doc__ or ""):
         return 0 if arguments else 2
     given = key_values(arguments, KEYS)
     check(given)

@@ -137,7 +137,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def in_shell(key: str, value: str) -> str:
-    """Return what to type in a shell for quoted()."""
+    """Return quoted() as it is typed in a shell."""
     return shlex.quote(quoted(key, value))
 
 

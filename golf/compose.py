@@ -43,7 +43,7 @@ HEADER_CHARACTERS = 512  # of a file, in which Hydra looks for `# @package`
 
 
 def run_of_whole(config: DictConfig, added: Sequence[str] = ()) -> Run:
-    """The typed run of a composed configuration, whose `hydra` node is taken out.
+    """Return the typed run of a composed configuration, whose `hydra` node is taken out.
 
     added: overrides that its label tells of, if none of them is a label: experiment=pr401 model.dim=64 is called
     pr401-model.dim_64.
@@ -87,7 +87,7 @@ def compose_whole(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def composer_of(overrides: Sequence[str]) -> "Composer":
-    """The composer of a command line, with the folders of its `hydra.searchpath`."""
+    """Return the composer of a command line, with the folders of its `hydra.searchpath`."""
     return _composer(command_line.search_paths(overrides))
 
 
@@ -211,7 +211,10 @@ def _is_defaults_list(node: Any) -> bool:
 
 @cache
 def _composer(folders: tuple[str, ...] = ()) -> "Composer":
-    """The composer of conf/ and of further folders, file:// URLs. UserError where one hides behind a file of conf/."""
+    """Return the composer of conf/ and of further folders (file:// URLs).
+
+    Raises UserError where a file of theirs hides behind one of conf/.
+    """
     set_up_hydra()
     setbase(VERSION_BASE)
     path = create_config_search_path(str(CONF))

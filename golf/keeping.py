@@ -92,7 +92,7 @@ class Keeping:
 
     @contextlib.contextmanager
     def exporting(self) -> Iterator[None]:
-        """Say of an error in here what the kept weights can still be used for."""
+        """Add to an error raised in here what the kept weights can still be used for."""
         yield
 
     def evaluation(self, of: str, tell: Callable[[str], None]) -> "EvalFiles | None":

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from golf import result as results
-from golf.arguments import told
+from golf.arguments import print_help
 from golf.checks import check_scored, check_scorers, check_storage
 from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
@@ -47,7 +47,7 @@ class Door:
         """Exit code 2 and one line for bad input. other: deals with arguments of another kind, if they are one."""
         flags = [argument for argument in arguments if argument.startswith("-")]
         given = [argument for argument in arguments if argument not in flags]
-        if told(arguments, self.usage):
+        if print_help(arguments, self.usage):
             return 0 if arguments else 2
         if unknown := [flag for flag in flags if flag not in ("-m", "--multirun")]:
             raise UserError(f"{unknown[0]}: is no option; -m takes several values, and keys are written without dashes")
@@ -134,10 +134,10 @@ def with_overrides(source: Source, changeable: tuple[str, ...], new: list[str]) 
 
 
 def words_of(source: Source) -> list[str]:
-    """The command line that a run was started with."""
+    """Return the command line that a run was started with."""
     return shlex.split(read_text(source.folder.path / "command.txt"))[1:]
 
 
 def folders_of(words: Sequence[str]) -> list[str]:
-    """The overrides that add folders of YAML files to conf/."""
+    """Return the overrides that add folders of YAML files to conf/."""
     return [word for word in words if key_of(word) == SEARCH_PATH]

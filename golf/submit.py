@@ -20,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
-from golf.arguments import key_values, one_of, switched_on, told
+from golf.arguments import key_values, one_of, print_help, switched_on
 from golf.code_record import git
 from golf.errors import UserError, in_one_line
 from golf.submission.archive import archive
@@ -49,7 +49,7 @@ KEYS = tuple(dict.fromkeys([*GO_WITH, *(key for keys in GO_WITH.values() for key
 @in_one_line
 def main(arguments: list[str]) -> int:
     """Exit code 0, 1 where it is refused or does not hold, 2 and one line for bad input."""
-    if told(arguments, __doc__ or ""):
+    if print_help(arguments, __doc__ or ""):
         return 0 if arguments else 2
     given = key_values(["force=true" if word == "--force" else word for word in arguments], KEYS)
     named = [key for key in GO_WITH if key in given]

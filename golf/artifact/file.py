@@ -97,7 +97,7 @@ def write_artifact(
 def _header(
     model: LMConfig, quant: QuantConfig, codec: CodecConfig, chosen: dict[str, str], table: "Table"
 ) -> dict[str, Any]:
-    """What a header says of the model and of how it is stored. chosen: tensor -> name of its format."""
+    """Return what a header says of the model and of how it is stored. chosen: tensor -> name of its format."""
     return {
         "model": plain(model),
         "formats": {name: plain(quant.formats[name]) for name in sorted(set(chosen.values()))},
@@ -250,7 +250,7 @@ def _checked_table(model: LM, formats: dict[str, FormatConfig], tensors: dict[st
 
 
 def sections_of(table: Table) -> list[Section]:
-    """The parts of a table's tensors in the order of the file."""
+    """Return the parts of a table's tensors, in the order of the file."""
     return [Section(f"{name}/{part}", *spec) for name, parts in table.items() for part, spec in parts.items()]
 
 

@@ -72,7 +72,7 @@ def cut(case: Case) -> Finding:
 
 
 def moved_to(found: Traced, place_N: np.ndarray, k: int) -> Traced:
-    """A pass over a cut stream, with its scores where they stand in the whole one."""
+    """Return a pass over a cut stream with its scores where they stand in the whole one."""
     nll_N = np.full(len(place_N), np.nan)
     there = place_N != NOTHING
     nll_N[there] = found.nll_N[place_N[there]]

@@ -132,7 +132,7 @@ def sweep_label(name: str | None, axes: Sequence[Axis]) -> str:
 
 
 def run_label(base: str, overrides: Sequence[str]) -> str:
-    """The name of a lone run: its base and what the command line changes, in one order however it was typed.
+    """Return the name of a lone run: its base and what the command line changes, in one order however it was typed.
 
     The model comes first and what a track sets comes last, since the end of a long name is a hash. Where its text lies
     is left out: the same text elsewhere gives the same run.

@@ -99,7 +99,7 @@ def _dots(ax: Axes, lines: Sequence[Line], key: str) -> None:
 
 
 def _gaps(ax: Axes, lines: Sequence[Line], analysis: Analysis) -> None:
-    """On a scale that holds zero and the margin on both sides of it: what is far less than that looks like nothing."""
+    """Draw on a scale that holds zero and the margin on both sides: what is far smaller looks like nothing."""
     _dots(ax, lines, "quant_gap_bpb")
     ax.axvline(0, color=MUTED, linewidth=1)
     main = lines[0].row.results[0]["evals"][lines[0].row.results[0]["eval_main"]]
@@ -110,7 +110,7 @@ def _gaps(ax: Axes, lines: Sequence[Line], analysis: Analysis) -> None:
 
 
 def _times(ax: Axes, lines: Sequence[Line]) -> None:
-    """On a scale that begins at zero: a per cent is a per cent."""
+    """Draw on a scale that begins at zero: a per cent is a per cent."""
     _dots(ax, lines, "step_ms")
     ax.set_xlim(0, 1.1 * max((value for line in lines for value in line.row.values("step_ms")), default=1.0))
 
@@ -322,7 +322,7 @@ def _pareto(lines: Sequence[Line], colours: dict[str, str]) -> str:
 
 
 def _best(lines: Sequence[Line]) -> list[tuple[float, float]]:
-    """Size and score of the rows that no other one beats in both, of those that may count."""
+    """Return size and score of the rows that may count and that no other one beats in both."""
     fit = [line for line in lines if not DISQUALIFYING & set(line.faults)]
     return front([(_largest(line), line.score.mean) for line in fit if line.score])
 
@@ -337,7 +337,10 @@ def _largest(line: Line) -> float:
 
 
 def _short(name: str) -> str:
-    """Long names lose their middle: rows often differ at the end. What cannot be printed is no part of an SVG."""
+    """Return a name without its middle where it is long: rows often differ at the end.
+
+    What cannot be printed is no part of an SVG.
+    """
     half = NAME_LENGTH // 2
     name = "".join(mark if mark.isprintable() else "\ufffd" for mark in name)
     name = f" {name}" if name.startswith("_") else name  # Matplotlib leaves such names out of legends

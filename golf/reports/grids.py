@@ -38,7 +38,7 @@ def says_nothing(cell: str) -> bool:
 
 
 def without_blanks(grid: Grid) -> Grid:
-    """The table without the columns that say nothing in any row; the first one stays."""
+    """Return the table without the columns that say nothing in any row; the first one stays."""
     columns = range(1, len(grid.header))
     kept = [0, *(index for index in columns if not all(says_nothing(row[index]) for row in grid.rows))]
     header = [grid.header[index] for index in kept]
@@ -229,7 +229,7 @@ def to_markdown(grid: Grid) -> str:
 
 
 def to_html(grid: Grid) -> str:
-    """With the columns of `first` beside the first one, which a phone shows."""
+    """Return the table with the columns of `first` beside its first one: a phone shows these."""
     chosen = [grid.header.index(name) for name in grid.first if name in grid.header]
     order = [0, *chosen, *(index for index in range(1, len(grid.header)) if index not in chosen)]
 

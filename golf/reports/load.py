@@ -126,7 +126,7 @@ def load(folder: Path, control: str | None = None) -> Sweep:
 
 
 def one_configuration_each(by_label: dict[str, list[Started]]) -> dict[str, list[Started]]:
-    """Rows of one configuration: a label that several have gets the beginning of each one's hash."""
+    """Return rows of one configuration each: a label that several have gets the beginning of each one's hash."""
     rows: dict[str, list[Started]] = defaultdict(list)
     for label, runs in by_label.items():
         several = len({run.config_hash for run in runs}) > 1

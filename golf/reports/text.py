@@ -12,7 +12,7 @@ ADDRESSES = re.compile(r"(://|\bwww\.)")
 
 
 def number(value: float | None, digits: int = 4, sign: bool = False) -> str:
-    """A number as text; a dash where there is none."""
+    """Return a number as text; a dash where there is none."""
     if value is None:
         return "-"
     return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # adding 0.0 makes -0.0 plain
@@ -27,7 +27,7 @@ def interval(low: float | None, high: float | None, sign: bool = False) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """A text on one line as Markdown shows it letter for letter: no tags, links or emphasis of its own."""
+    """Return a text of one line that Markdown shows letter for letter: no tags, links or emphasis of its own."""
     line = EDGES.sub(r"\\_", " ".join(text.split()).translate(MARKS))
     return ADDRESSES.sub(lambda found: found[0].replace("://", ":\\//").replace(".", "\\."), line)
 
@@ -39,7 +39,7 @@ def as_paragraph(text: str) -> str:
 
 
 def in_cell(value: Any) -> Any:
-    """A value as a spreadsheet takes it for what it is: no text begins like a formula."""
+    """Return a value that a spreadsheet takes for what it is: no text begins like a formula."""
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(value)

@@ -15,7 +15,7 @@ Facts = Sequence[tuple[str, str]]  # (what it is, what it says)
 
 
 def verdict_of(analysis: Analysis) -> str:
-    """The answer to the sweep's question, as far as its runs give one, in one sentence."""
+    """Return the answer to the sweep's question in one sentence, as far as its runs give one."""
     control = analysis.sweep.control
     compared = [line for line in analysis.lines if line.difference is not None]
     if not compared:
@@ -84,7 +84,7 @@ def _do(count: int) -> str:
 
 
 def provenance_of(analyses: Sequence[Analysis], line: Sequence[str]) -> Facts:
-    """When and by what the report was made, and of which runs. line: the arguments of golf/report.py."""
+    """Return when and by what the report was made, and of which runs. line: the arguments of golf/report.py."""
     now = datetime.datetime.now().astimezone()
     commit = git("rev-parse", "--short", "HEAD")
     runs = [run for analysis in analyses for row in analysis.sweep.rows.values() for run in row.counted]
@@ -107,7 +107,7 @@ def provenance_of(analyses: Sequence[Analysis], line: Sequence[str]) -> Facts:
 
 
 def _text(result: dict[str, Any]) -> str:
-    """Corpus, split and its hash, and how much of it was scored."""
+    """Return corpus, split and its hash, and how much of it was scored."""
     data, main = result["data"], result["evals"][result["eval_main"]]
     digest = (data.get("sha256") or {}).get(data["split"])
     named = f"{data['corpus']}/{data['split']}" + (f" (sha256 {digest[:12]})" if digest else "")

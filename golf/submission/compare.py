@@ -116,7 +116,7 @@ def _measured(entry: Entry, folder: Path, row: str | None) -> Comparison:
 
 
 def _obstacle(entry: Entry, theirs: Sequence[dict[str, Any]]) -> str | None:
-    """Why runs cannot be compared with ours; None where they can."""
+    """Return why runs cannot be compared with ours; None where they can."""
     both = [*theirs, *entry.results.values()]
     if len({result["data"]["sha256"][result["data"]["split"]] for result in both}) > 1:
         return "scored on other text"

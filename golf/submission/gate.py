@@ -112,7 +112,7 @@ def _registered(entry: Entry) -> Iterator[Reason]:
 
 
 def other_than_the_records(entry: Entry, track: Track) -> list[str]:
-    """In what these runs differ from the challenge's: each a line that names the track, or the text."""
+    """Return in what these runs differ from the challenge's: each a line that names the track, or the text."""
     found = []
     if entry.run.track not in RECORD_TRACKS:
         wanted = " or ".join(RECORD_TRACKS)

@@ -106,7 +106,7 @@ def reproduce(
 
 
 def set_up_of(ran: Ran | None, nproc: int | None, threads: int | None) -> SetUp:
-    """What a seed is run with here: what is asked for, else what it was trained with.
+    """Return what a seed is run with here: what is asked for, else what it was trained with.
 
     Raises UserError where it was trained on a GPU and this machine shows none.
     """
@@ -122,7 +122,7 @@ def set_up_of(ran: Ran | None, nproc: int | None, threads: int | None) -> SetUp:
 
 
 def differences(ran: Ran | None, here: SetUp, printed: str, packages: str) -> tuple[str, ...]:
-    """In what this repetition was made otherwise than the published seed; digits may differ with each."""
+    """Return in what this repetition was made otherwise than the published seed; digits may differ with each."""
     if ran is None:
         return ("submission.json does not record how many threads and which device it was trained with",)
     settings = re.search(r"^attention: (\w+).*; precision: (\w+)", printed, re.MULTILINE)

@@ -147,7 +147,7 @@ class TextConfig(CorpusConfig):
     def documents(self, data_dir: Path, log: Log) -> Iterable[str]:
         found, cut = text_files(self.path), None if self.separator is None else separating(self.separator)
         if found.left_out:
-            log(f"{len(found.files)} files of text; left out: {found.told()}")
+            log(f"{len(found.files)} files of text; left out: {found.summary()}")
         for path in found.files:
             if (suffix_of(path) or "").startswith(".jsonl"):
                 yield from self._jsonl(path)

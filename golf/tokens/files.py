@@ -28,7 +28,7 @@ class Found:
     files: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """What is left out, in words; empty where nothing is."""
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))
 
@@ -67,7 +67,7 @@ def text_files(path: str) -> Found:
                 raise UserError(f"data.path={path}: {one} is no {KINDS} file; rename it or leave it out")
             found.add(one, seen)
     if not found.files:
-        but = f" (left out: {found.told()})" if found.left_out else ""
+        but = f" (left out: {found.summary()})" if found.left_out else ""
         raise UserError(f"data.path={path}: no {KINDS} file there{but}; name a file, a folder or a glob")
     if suffix_of(found.files[0]) is None:
         raise UserError(f"data.path={path}: {root} is no {KINDS} file; rename it or leave it out")

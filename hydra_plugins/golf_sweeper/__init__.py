@@ -93,7 +93,10 @@ def plan_of(config: DictConfig) -> Any:
 
 
 def _control(value: Any, rows: dict[str, list[str]]) -> str | None:
-    """The row that is the control: a file may name it without quotes, and be read as a number (1e3) or a truth (on)."""
+    """Return the name of the row that is the control.
+
+    A file may give it without quotes, so that it was read as a number (1e3) or as a truth value (on).
+    """
     from golf.conf_files import parse
     from golf.errors import UserError
 
