@@ -17,8 +17,8 @@ SECOND = "second lane"
 class TwoLanesConfig(ResidualConfig):
     """From `layers` on, attention reads lane 0 and the MLP lane 1, and both write to both (records 1.0734 to 1.0611).
 
-    keep: first value of how much of itself a lane keeps. Before those layers blocks are sequential. The lanes begin
-    as the stream, and the last block gives their mean. layers must be the last ones of the stack.
+    keep: first value of how much of itself a lane keeps. Before those layers blocks are sequential. The lanes begin as
+    the stream before a skip joins it, and the last block gives their mean. layers must be the last ones of the stack.
     """
 
     layer_scale: bool
@@ -31,7 +31,7 @@ class TwoLanesConfig(ResidualConfig):
         if not self.layers.strip().startswith("last:"):
             raise ValueError(f"layers={self.layers!r} must be the last ones; write it as last:3 of 11")
 
-    def build(self, frame: Frame) -> nn.Module:
+    def build(self, frame: Frame) -> ResidMix:
         scale = depth_scale(self.layer_scale, frame.layer)
         if frame.layer not in layer_set(self.layers, frame.layers, "model.residual.layers"):
             return ResidMix(frame.dim, scale, parallel=False)
@@ -41,7 +41,8 @@ class TwoLanesConfig(ResidualConfig):
 class TwoLanes(ResidMix):
     """a = s attention(norm(mix(lane 0, x0))), m = t mlp(norm(lane 1)); lane_i <- keep_i lane_i + p_ai a + p_mi m.
 
-    Lane 0 is the stream that the stack hands on (skips reach it alone); lane 1 is kept in the context.
+    Lane 0 is the stream that the stack hands on (skips reach it alone, the one before the first of these blocks too);
+    lane 1 is kept in the context.
     """
 
     roles = {**ResidMix.roles, "keep_2": "scalar", "write_22": "scalar"}
@@ -52,9 +53,13 @@ class TwoLanes(ResidMix):
         self.keep_2 = nn.Parameter(torch.full((2,), keep))
         self.write_22 = nn.Parameter(torch.ones(2, 2))
 
+    def enter(self, x_BTD: Tensor, context: Context) -> None:
+        context.once(SECOND, lambda: x_BTD)
+
     def forward(self, x_BTD: Tensor, context: Context, mixer: nn.Module, mlp: nn.Module) -> Tensor:
         dtype = x_BTD.dtype
-        lane_BTD = context.memo.pop(SECOND, x_BTD)
+        self.enter(x_BTD, context)
+        lane_BTD = context.memo.pop(SECOND)
         a_BTD = self.mixer_scale_D.to(dtype) * mixer(read(self.mixed(x_BTD, context), self.scale), context)
         m_BTD = self.mlp_scale_D.to(dtype) * mlp(read(lane_BTD, self.scale))
         keep, write = self.keep_2.to(dtype), self.write_22.to(dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from golf.models.layers import check_layer_text, layer_set
 from golf.models.norms import norm
-from golf.models.slots import Context, Frame, ResidualConfig
+from golf.models.slots import Context, Frame, ResidualConfig, ResidualModule
 
 
 def read(x_BTD: Tensor, scale: float) -> Tensor:
@@ -40,7 +40,7 @@ class ResidMixConfig(ResidualConfig):
         return ResidMix(frame.dim, depth_scale(self.layer_scale, frame.layer), parallel)
 
 
-class ResidMix(nn.Module):
+class ResidMix(ResidualModule):
     """x <- a x + b x0; x <- x + s mixer(norm x); x <- x + t mlp(norm x); vectors of D with init a, s, t 1 and b 0."""
 
     roles = {"mix_D": "scalar", "mix0_D": "scalar", "mixer_scale_D": "scalar", "mlp_scale_D": "scalar"}

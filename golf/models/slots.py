@@ -280,8 +280,15 @@ class MLPConfig:
 class ResidualConfig:
     """How a block adds back: module(x_BTD, context, mixer, mlp) -> x_BTD."""
 
-    def build(self, frame: Frame) -> nn.Module:
+    def build(self, frame: Frame) -> "ResidualModule":
         raise NotImplementedError
+
+
+class ResidualModule(nn.Module):
+    """A module of ResidualConfig."""
+
+    def enter(self, x_BTD: Tensor, context: Context) -> None:
+        """Take note of the stream as the blocks before gave it, before a skip or a position vector joins it."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from golf.errors import UserError
 from golf.models.loops import RevisitConfig, Visit
-from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule, first_reason
+from golf.models.slots import (
+    Context,
+    Frame,
+    ResidualConfig,
+    ResidualModule,
+    StackConfig,
+    StackModule,
+    first_reason,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -113,6 +121,7 @@ class Blocks(StackModule):
         encoders, length = self.halves(plan), len(self.blocks) if self._in_passes() else len(plan)
         for number, visit in enumerate(plan[first:last], first):
             place = number % length
+            self.residual(visit).enter(x_BTD, context)
             if place >= encoders and outputs:
                 x_BTD = self.join(x_BTD, outputs.pop(), place - encoders)
             if self.position_LD is not None and visit.enters is not None:
@@ -128,13 +137,11 @@ class Blocks(StackModule):
         block = self.blocks[visit.block]
         return self.residual(visit)(x_BTD, context, block.mixer, block.mlp)
 
-    def residual(self, visit: Visit) -> nn.Module:
+    def residual(self, visit: Visit) -> ResidualModule:
         """What adds back in a visit."""
-        if _name(visit) in self.residuals:
-            return self.residuals[_name(visit)]
         block: Any = self.blocks[visit.block]
-        own: nn.Module = block.residual
-        return own
+        own = _name(visit) in self.residuals
+        return cast(ResidualModule, self.residuals[_name(visit)] if own else block.residual)
 
     def join(self, x_BTD: Tensor, skip_BTD: Tensor, number: int) -> Tensor:
         """The stream with a skip in it."""

@@ -92,6 +92,37 @@ def test_two_lanes_are_their_formula(toy: Callable[..., Run]) -> None:
     assert not context.memo, "nothing of the lanes is left for a next visit"
 
 
+def test_the_second_lane_begins_before_the_skip(toy: Callable[..., Run]) -> None:
+    """The whole stack of the records that have it (PR 2135): the skip before the first block of two lanes reaches lane
+    0 alone."""
+    lanes = ["model/residual=two_lanes", "model.residual.layers=last:2"]
+    run = toy(*lanes, "model/stack=unet_gated", "model.layers=6")
+    model, ids = stirred(run), ids_for(run)
+    stack, outputs = model.stack, list[Tensor]()
+    x0 = lane0 = lane1 = model.embed(ids, torch.float32)
+    context = context_of(x0, ids)
+    for layer, block in enumerate(stack.blocks):
+        r, c = block.residual, 1 / math.sqrt(layer + 1)
+        if layer <= 4:
+            lane1 = lane0
+        if layer >= 3:
+            g = stack.skip_gate_JD[layer - 3].sigmoid()
+            lane0 = g * lane0 + (1 - g) * stack.skip_scale_JD[layer - 3] * outputs.pop()
+        start = r.mix_D * lane0 + r.mix0_D * x0
+        a = r.mixer_scale_D * block.mixer(c * norm(start), context)
+        if layer < 4:
+            lane0 = start + a
+            lane0 = lane0 + r.mlp_scale_D * block.mlp(c * norm(lane0))
+            if layer < 3:
+                outputs.append(lane0)
+            continue
+        m = r.mlp_scale_D * block.mlp(c * norm(lane1))
+        lane0, lane1 = (
+            r.keep_2[i] * x + r.write_22[0, i] * a + r.write_22[1, i] * m for i, x in ((0, lane0), (1, lane1))
+        )
+    torch.testing.assert_close(model.hidden(ids), norm((lane0 + lane1) / 2), atol=1e-5, rtol=1e-5)
+
+
 def test_mixtures_sum_to_one_and_are_their_formula(toy: Callable[..., Run]) -> None:
     for form in ("mos", "mos_residual"):
         run = toy(f"model/head={form}")
