@@ -8,6 +8,7 @@ import torch
 
 from golf.conf_files import CONF, parse
 from golf.config import fingerprint, identity
+from golf.nodes import plain
 from tests.helpers.models import moved
 from tests.helpers.parts import node_of, run_of_line
 from tests.helpers.runs import composed
@@ -159,8 +160,65 @@ def test_a_single_change_changes_nothing_else(experiment: str, base_and_key: tup
     one, other = (identity(run_of_line(f"track={FULL}", f"experiment={name}"), "") for name in (base, experiment))
     changed = list(differing(one, other))
     assert changed, "nothing"
-    follows = {"cut"}  # how a batch is cut, which is named where it matters
+    follows = {"cut", "quant.names.head.project.weight"}  # how a batch is cut; how a further matrix is stored
     assert all(name == key or name in follows or name.startswith(f"{key}.") for name in changed), changed
+
+
+ROW_MAXIMUM = {"quant.formats.int6.steps._target_": "golf.quant.steps.MaxAbsConfig"}
+FLOORS = {
+    "quant.formats.int6.steps.floor": 1 / 31,
+    "quant.formats.int6.half_below": 65_536,
+    "quant.formats.int8.steps.floor": 1 / 127,
+    "quant.formats.int8.steps.quantile": 0.9999984,
+    "quant.formats.int8.half_below": 65_536,
+}
+UNIFORM = {"model.linear.init": "uniform", "model.linear.residual": "zero"}
+NEVER_STRETCHED = {"model.mixer.rope.part": 0.25, "model.mixer.rope.reference_length": None}
+ALWAYS_STRETCHED = {"model.mixer.rope.part": 0.25, "model.mixer.rope.reference_length": 1024}
+XSA, CLIP = "model.mixer.output.xsa.layers", "optimizer.clip_norm"
+DECODER = "optimizer.multipliers.decoder.layers"
+
+# Read from the scripts of the PRs.
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    "baseline_naive": {"quant.formats.int8.steps.floor": 1 / 127, CLIP: None},
+    "pr584_baseline": {**FLOORS, **ALWAYS_STRETCHED, XSA: "last:4 of 11", CLIP: 0.3},
+    "pr401": {**FLOORS, **ROW_MAXIMUM, **ALWAYS_STRETCHED, CLIP: 0.3},
+    "pr401_v7": {**FLOORS, "quant.formats.int6.steps.over": "row"},
+    "pr401_sota254": {
+        **FLOORS,
+        **ROW_MAXIMUM,
+        "model.mixer.rope.part": 1.0,
+        "model.mixer.rope.reference_length": 1024,
+        "model.linear.init": "orthogonal",
+        "average.every_steps": 200,
+        CLIP: 0.3,
+    },
+    "pr401_swiglu": {**UNIFORM, **NEVER_STRETCHED, XSA: "last:4 of 11", CLIP: None},
+    "pr401_f1": {**UNIFORM, **NEVER_STRETCHED, XSA: "last:4 of 11", DECODER: "last:6 of 11", CLIP: 0.3},
+    "pr401_share": {**UNIFORM, **NEVER_STRETCHED, XSA: "last:4 of 9", DECODER: "last:4 of 9", CLIP: None},
+    "pr401_stacked": {**UNIFORM, **NEVER_STRETCHED, XSA: "last:4 of 9", DECODER: "last:4 of 9", CLIP: None},
+    "pr401_squared": {**FLOORS, **ALWAYS_STRETCHED, XSA: "last:2 of 6", CLIP: 0.3},
+    "pr401_fractal_3x4": {**FLOORS, XSA: "last:2 of 3", CLIP: 5.0, "model.mlp.expand": 3.0, "average.of": None},
+    "pr401_fractal_6x2": {
+        **FLOORS,
+        **ALWAYS_STRETCHED,
+        "model.linear.init": "orthogonal",
+        "model.embed.features.bigram.hash": "xor",
+        "optimizer.multipliers": {},
+        XSA: "last:3 of 6",
+        CLIP: 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("experiment", AS_PUBLISHED)
+def test_what_the_scripts_of_the_prs_have(experiment: str) -> None:
+    node = plain(run_of_line(f"track={FULL}", f"experiment={experiment}"))
+    for key, value in AS_PUBLISHED[experiment].items():
+        found = node
+        for part in key.split("."):
+            found = found[part]
+        assert found == (pytest.approx(value) if isinstance(value, float) else value), key
 
 
 GATED = [("h100x8", 2.0), ("laptop", 3.0), ("tiny", 2.0)]

@@ -12,11 +12,12 @@ from golf.models.slots import Context, Frame, InputPartConfig
 
 @dataclass(kw_only=True, slots=True)
 class FirstBlockMixConfig(InputPartConfig):
-    """g h + (1 - g) norm(stopgrad(first block's output)), g = sigmoid of a learned number a layer (PR 401's "VRL").
+    """g h + (1 - g) s norm(stopgrad(first block's output)), g = sigmoid of a learned number a layer (PR 401's "VRL"); s
+    the layer's own scale, which h has too.
 
     It mixes what queries, keys and values are made of, so it is no value residual; golf/models/value_residual.py has
-    those. Two things differ from the PR: the output is normed, like the h that it joins, and the first layer has no
-    mix (the PR's has one that never gets a gradient).
+    those. Two things differ from the PR: it mixes the stream with the output before it norms them, here both are normed
+    first; and the first layer has no mix (the PR's has one that never gets a gradient).
     """
 
     start: float
@@ -25,16 +26,18 @@ class FirstBlockMixConfig(InputPartConfig):
         between(-20, 20, start=self.start)
 
     def build(self, frame: Frame) -> "FirstBlockMix | None":
-        return None if frame.layer == 0 else FirstBlockMix(self.start)
+        return None if frame.layer == 0 else FirstBlockMix(self.start, frame.read_scale)
 
 
 class FirstBlockMix(nn.Module):
     roles = {"gate": "scalar"}
 
-    def __init__(self, start: float):
+    def __init__(self, start: float, scale: float):
         super().__init__()
+        self.scale = scale
         self.gate = nn.Parameter(torch.tensor(start))
 
     def forward(self, h_BTD: Tensor, context: Context) -> Tensor:
         assert context.first_BND is not None
-        return torch.lerp(norm(context.first_BND.detach()), h_BTD, self.gate.sigmoid().to(h_BTD.dtype))
+        first_BTD = self.scale * norm(context.first_BND.detach())
+        return torch.lerp(first_BTD, h_BTD, self.gate.sigmoid().to(h_BTD.dtype))

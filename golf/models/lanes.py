@@ -31,8 +31,12 @@ class TwoLanesConfig(ResidualConfig):
         if not self.layers.strip().startswith("last:"):
             raise ValueError(f"layers={self.layers!r} must be the last ones; write it as last:3 of 11")
 
+    def read_scale(self, layer: int) -> float:
+        return depth_scale(self.layer_scale, layer)
+
     def build(self, frame: Frame) -> ResidMix:
-        scale = depth_scale(self.layer_scale, frame.layer)
+        assert frame.layer is not None
+        scale = self.read_scale(frame.layer)
         if frame.layer not in layer_set(self.layers, frame.layers, "model.residual.layers"):
             return ResidMix(frame.dim, scale, parallel=False)
         return TwoLanes(frame.dim, scale, self.keep, last=frame.layer == frame.layers - 1)

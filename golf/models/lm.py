@@ -82,6 +82,7 @@ class Block(nn.Module):
 
     def __init__(self, config: LMConfig, frame: Frame, layer: int):
         super().__init__()
+        frame = replace(frame, read_scale=config.residual.read_scale(layer))
         self.mixer = config.mixer.build(frame.at(layer, "mixer"))
         self.mlp = config.mlp.build(frame.at(layer, "mlp"))
         self.residual = config.residual.build(frame.at(layer))

@@ -16,9 +16,8 @@ def read(x_BTD: Tensor, scale: float) -> Tensor:
     return norm(x_BTD) if scale == 1.0 else norm(x_BTD) * scale
 
 
-def depth_scale(layer_scale: bool, layer: int | None) -> float:
+def depth_scale(layer_scale: bool, layer: int) -> float:
     """1/sqrt(layer + 1) on what mixer and MLP read, "LN scale" (PR 315), or 1."""
-    assert layer is not None
     return 1 / math.sqrt(layer + 1) if layer_scale else 1.0
 
 
@@ -35,9 +34,13 @@ class ResidMixConfig(ResidualConfig):
     def __post_init__(self) -> None:
         check_layer_text(parallel_layers=self.parallel_layers)
 
+    def read_scale(self, layer: int) -> float:
+        return depth_scale(self.layer_scale, layer)
+
     def build(self, frame: Frame) -> "ResidMix":
+        assert frame.layer is not None
         parallel = frame.layer in layer_set(self.parallel_layers, frame.layers, "model.residual.parallel_layers")
-        return ResidMix(frame.dim, depth_scale(self.layer_scale, frame.layer), parallel)
+        return ResidMix(frame.dim, self.read_scale(frame.layer), parallel)
 
 
 class ResidMix(ResidualModule):

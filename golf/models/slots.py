@@ -32,7 +32,8 @@ class Frame:
 
     shared: modules that the model owns once and parts reach through Context.shared; memo: whatever builders of several
     layers must agree on. Both are the same objects for all layers of one model. most_weights: of all matrices together,
-    those that are made of something smaller among them; None: as many as there is memory for.
+    those that are made of something smaller among them; None: as many as there is memory for. read_scale: what the
+    layer's residual multiplies the normed stream by before mixer and MLP read it.
     """
 
     vocab_size: int
@@ -45,6 +46,7 @@ class Frame:
     shared: dict[str, nn.Module] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
     most_weights: int | None = None
+    read_scale: float = 1.0
 
     def at(self, layer: int, part: str = "") -> "Frame":
         return replace(self, layer=layer, part=part)
@@ -279,6 +281,10 @@ class MLPConfig:
 @dataclass(kw_only=True, slots=True)
 class ResidualConfig:
     """How a block adds back: module(x_BTD, context, mixer, mlp) -> x_BTD."""
+
+    def read_scale(self, layer: int) -> float:
+        """What the normed stream is multiplied by before mixer and MLP of this layer read it."""
+        return 1.0
 
     def build(self, frame: Frame) -> "ResidualModule":
         raise NotImplementedError

@@ -156,8 +156,8 @@ class IntConfig(FormatConfig):
         if self._half(shape):
             return count * 16
         rows = self._rows(shape)
-        step_in_sigmas = self.steps.top_in_sigmas(count // rows) / self.limit
-        return count * gaussian_entropy(step_in_sigmas, self.limit) + rows * 16
+        step = self.steps.step_in_sigmas(count // rows, self.limit)
+        return count * gaussian_entropy(step, self.limit) + rows * 16
 
     def rounds(self, shape: tuple[int, ...]) -> bool:
         return not self._half(shape)

@@ -3,16 +3,18 @@
 The last code of a grid is `limit`: steps are some magnitude of the row, divided by it.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from golf.fields import between, one_of, positive
+from golf.fields import OPERATIONAL, between, one_of, positive
 from golf.quant.grid import round_to_grid, stored_step
 
 MOST_AT_ONCE = 2**24
+USUAL_NORM = 5.0  # FlooredConfig.norm where none is given
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,7 +34,11 @@ class StepConfig:
 
     def top_in_sigmas(self, columns: int) -> float:
         """Where the last code lies for Gaussian weights, for plans."""
-        return (2 * torch.tensor(float(max(columns, 2))).log()).sqrt().item()
+        return math.sqrt(2 * math.log(max(columns, 2)))
+
+    def step_in_sigmas(self, columns: int, limit: int) -> float:
+        """How wide a step is for Gaussian weights, for plans."""
+        return self.top_in_sigmas(columns) / limit
 
 
 def quantiles(x_BRC: Tensor, levels: list[float]) -> Tensor:
@@ -43,44 +49,54 @@ def quantiles(x_BRC: Tensor, levels: list[float]) -> Tensor:
     return found_QN.view(len(levels), *x_BRC.shape[:2], 1)
 
 
-def _floored(step: Tensor, floor: float | None) -> Tensor:
-    return step if floor is None else step.clamp_min(floor)
-
-
 @dataclass(kw_only=True, slots=True)
-class MaxAbsConfig(StepConfig):
-    """The largest magnitude lands on the last code. floor: the smallest step; upstream's 1/127 and the first records'
-    undocumented 1/31 make small weights cheap and coarse (null: none)."""
+class FlooredConfig(StepConfig):
+    """Steps that may have a least width.
 
-    floor: float | None
-
-    def __post_init__(self) -> None:
-        positive(floor=self.floor)
-
-    def steps(self, w_BRC: Tensor, limit: int, importance_BRC: Tensor | None) -> Tensor:
-        return _floored(w_BRC.abs().amax(dim=2, keepdim=True) / limit, self.floor)
-
-
-@dataclass(kw_only=True, slots=True)
-class QuantileConfig(StepConfig):
-    """This quantile of the magnitudes lands on the last code, what is larger is clipped (upstream: 99.99984 %).
-
-    floor: as in MaxAbsConfig.
+    floor: the smallest step; upstream's 1/127 and the first records' undocumented 1/31 make small weights cheap and
+    coarse (null: none). norm: the root mean square of trained weights times the root of their columns, which plans
+    take where there is a floor; Muon's steps have the same size in this measure for every matrix. Published sizes tell
+    4.4 (PR 414, weight decay 0.04) and 5.9 (naive baseline); null: 5.
     """
 
-    quantile: float
     floor: float | None
+    norm: float | None = field(default=None, metadata=OPERATIONAL)
 
     def __post_init__(self) -> None:
-        positive(floor=self.floor)
+        positive(floor=self.floor, norm=self.norm)
+
+    def floored(self, step: Tensor) -> Tensor:
+        return step if self.floor is None else step.clamp_min(self.floor)
+
+    def step_in_sigmas(self, columns: int, limit: int) -> float:
+        step = self.top_in_sigmas(columns) / limit
+        return step if self.floor is None else max(step, self.floor * math.sqrt(columns) / (self.norm or USUAL_NORM))
+
+
+@dataclass(kw_only=True, slots=True)
+class MaxAbsConfig(FlooredConfig):
+    """The largest magnitude lands on the last code."""
+
+    def steps(self, w_BRC: Tensor, limit: int, importance_BRC: Tensor | None) -> Tensor:
+        return self.floored(w_BRC.abs().amax(dim=2, keepdim=True) / limit)
+
+
+@dataclass(kw_only=True, slots=True)
+class QuantileConfig(FlooredConfig):
+    """This quantile of the magnitudes lands on the last code, what is larger is clipped (upstream: 99.99984 %)."""
+
+    quantile: float
+
+    def __post_init__(self) -> None:
+        FlooredConfig.__post_init__(self)
         between(0.5, 1, quantile=self.quantile)
 
     def steps(self, w_BRC: Tensor, limit: int, importance_BRC: Tensor | None) -> Tensor:
-        return _floored(quantiles(w_BRC.abs(), [self.quantile])[0] / limit, self.floor)
+        return self.floored(quantiles(w_BRC.abs(), [self.quantile])[0] / limit)
 
 
 @dataclass(kw_only=True, slots=True)
-class SearchConfig(StepConfig):
+class SearchConfig(FlooredConfig):
     """Of some quantiles that whose rounding errs least in the mean square: "GPTQ-lite" (record 1.1228).
 
     over: row (each row its own) or matrix (one quantile for all rows, as that record's code does).
@@ -88,16 +104,15 @@ class SearchConfig(StepConfig):
 
     quantiles: list[float]
     over: str
-    floor: float | None
 
     def __post_init__(self) -> None:
-        positive(floor=self.floor)
+        FlooredConfig.__post_init__(self)
         one_of("over", self.over, ("row", "matrix"))
         if not self.quantiles or not all(0.5 <= q <= 1 for q in self.quantiles):
             raise ValueError(f"quantiles={self.quantiles}: takes numbers in 0.5 .. 1, such as [0.999, 1.0]")
 
     def steps(self, w_BRC: Tensor, limit: int, importance_BRC: Tensor | None) -> Tensor:
-        step_QBR1 = _floored(quantiles(w_BRC.abs(), self.quantiles) / limit, self.floor)
+        step_QBR1 = self.floored(quantiles(w_BRC.abs(), self.quantiles) / limit)
         return _least_error(w_BRC, step_QBR1, limit, (1, 2) if self.over == "matrix" else (2,))
 
 

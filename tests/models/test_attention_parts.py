@@ -1,6 +1,7 @@
 """The named parts of attention against their formulas."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
@@ -118,6 +119,18 @@ def test_the_first_block_reaches_what_later_attention_reads(toy: Callable[..., R
     torch.testing.assert_close(part(h, context), g * h + (1 - g) * norm(first))
     part(h, context).sum().backward()
     assert first.grad is None, "the first block feels nothing of it"
+
+
+def test_the_first_block_is_read_at_the_scale_of_the_layer(toy: Callable[..., Run]) -> None:
+    """1/sqrt(layer + 1), as the h that it joins (PR 401 F1)."""
+    blocks = built(toy("model/input=first_block", "model/residual=layer_scale")).stack.blocks
+    h, first = torch.randn(2, 2, 5, 32).unbind()
+    context = context_of(torch.zeros(2, 5, 32))
+    context.first_BND = first
+    for layer, block in enumerate(blocks[1:], 1):
+        (part,) = block.mixer.input_parts.values()
+        g = torch.sigmoid(torch.tensor(0.5))
+        torch.testing.assert_close(part(h, context), g * h + (1 - g) * norm(first) / math.sqrt(layer + 1))
 
 
 def test_value_embeddings_of_other_settings_have_tables_of_their_own(toy: Callable[..., Run]) -> None:

@@ -453,7 +453,7 @@ def test_predicted_bytes_are_near(quant: str, tmp_path: Path) -> None:
     model = run.model.build_on_meta()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     predicted = run.quant.predict_bytes(shapes, roles_of(model), run.chosen_codec)
-    if quant != "int8":
+    if quant != "int8" and not quant.endswith("_floor"):
         assert predicted == pytest.approx(path.stat().st_size, rel=0.1)
     else:
         assert predicted >= 0.9 * path.stat().st_size, "a floor on the step only saves bytes"
