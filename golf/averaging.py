@@ -88,7 +88,7 @@ class NoAverageConfig(AverageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class EMAConfig(AverageConfig):
-    """Exponential moving average in fp32 with decay 1 - 1/horizon_steps (records: 0.997, a horizon of 333 steps).
+    """Exponential moving average in fp32 with decay 1 - 1/horizon_steps (records: 0.997, a horizon of 333.33 steps).
 
     bias_correction divides by the weight collected so far, as Adam does; without it a run shorter than a few horizons
     keeps a share of its first weights.

@@ -141,7 +141,7 @@ def register_resolvers() -> None:
 
     width: to a multiple of 16, or of a second argument (${width:640,20}: what ten heads need); depth and steps: whole,
     at least 1, or a second argument (${depth:4,2}); seq: to a multiple of 16; batch: tokens, to whole sequences; area:
-    a count of elements of a width x width matrix.
+    a count of elements of a width x width matrix; horizon: of a decay a step, 1/(1 - decay) steps, not rounded.
     """
 
     def number(key: str, value: Any) -> float:
@@ -167,9 +167,15 @@ def register_resolvers() -> None:
             raise ValueError(f"batch.sequence_length={length!r} is not a length; set a whole number above 0")
         return scaled(full, number("scale.batch", _root_.scale.batch), length)
 
+    def horizon(decay: Any, *, _root_: Any) -> float:
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+            raise ValueError(f"{decay!r} is no decay of a step; write one of 0 or more and below 1, such as 0.997")
+        return max(1.0, 1 / (1 - decay) * number("scale.steps", _root_.scale.steps))
+
     register("width", "width", 16)
     register("depth", "depth", 1)
     register("steps", "steps", 1)
     register("seq", "seq", 16)
     register("area", "width", 1, power=2)
     OmegaConf.register_new_resolver("batch", batch, replace=True)
+    OmegaConf.register_new_resolver("horizon", horizon, replace=True)

@@ -59,6 +59,16 @@ def test_plain_ema_keeps_a_share_of_the_first_weights() -> None:
     assert torch.allclose(averager.averages(weights_of(model))["weight"], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name, decay", [("ema", 0.997), ("ema_plain", 0.997), ("ema_slow", 0.9985), ("ema_swa", 0.997)]
+)
+def test_the_decays_are_those_of_the_records(name: str, decay: float) -> None:
+    """0.997 is a horizon of 333.33 steps; of 333 the decay would be 0.996997."""
+    config = run_of_line("track=h100x8", f"average={name}").average
+    horizon = (config.of if name == "ema_swa" else config).horizon_steps
+    assert 1 - 1 / horizon == pytest.approx(decay, abs=1e-12)
+
+
 def swa(of: AverageConfig | None = None, *, with_last: bool = False, every: int = 2) -> SWAConfig:
     return SWAConfig(every_steps=every, start=HALF, with_last=with_last, of=of)
 

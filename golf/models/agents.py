@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from golf.fields import between, positive
-from golf.models.norms import norm
 from golf.models.slots import Context, Frame, ResidualConfig, StackConfig, StackModule
 
 
@@ -48,6 +47,7 @@ class Agents(StackModule):
 
     def __init__(self, config: AgentsConfig, frame: Frame, inner: StackModule):
         super().__init__()
+        self.norm = frame.norm
         self.inner, self.starts, self.mean, self.context = inner, inner.starts, config.mean, config.context
         frame = frame.at_model()
         self.table_VE = nn.Parameter(torch.empty(frame.vocab_size, config.width).normal_(std=config.init_std))
@@ -57,18 +57,18 @@ class Agents(StackModule):
         self.out = frame.matrix(config.hidden, frame.dim)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        m_BTm = self.message(norm(self.inner(x_BTD, context)))
+        m_BTm = self.message(self.norm(self.inner(x_BTD, context)))
         if self.mean:
             m_BTm = mean_so_far(m_BTm)
         h_BTM = torch.cat((self.recent(context.padded_ids(), x_BTD.dtype), m_BTm), dim=-1)
         for layer in (self.first, self.second):
-            h_BTM = norm(F.gelu(layer(h_BTM)))
+            h_BTM = self.norm(F.gelu(layer(h_BTM)))
         y_BTD: Tensor = self.out(h_BTM)
         return y_BTD
 
     def recent(self, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Normed embeddings of the last positions side by side, the oldest first: (B, T, W * E); zeros before all."""
-        e_BTE = norm(F.embedding(ids_BT, self.table_VE).to(dtype))
+        e_BTE = self.norm(F.embedding(ids_BT, self.table_VE).to(dtype))
         padded_BTE = F.pad(e_BTE, (0, 0, self.context - 1, 0))
         length = ids_BT.shape[1]
         return torch.cat([padded_BTE[:, start : start + length] for start in range(self.context)], dim=-1)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from golf.errors import UserError
 from golf.fields import positive
 from golf.models.layers import check_layer_text, layer_set
-from golf.models.norms import norm
 from golf.models.rope import RopeConfig, rotate
 from golf.models.slots import (
     Context,
@@ -92,7 +91,7 @@ class Attention(MixerModule):
 
     def __init__(self, config: GQAConfig, frame: Frame, shape: Heads):
         super().__init__()
-        self.shape, self.rope, self.split = shape, config.rope, config.split
+        self.shape, self.rope, self.split, self.norm = shape, config.rope, config.split, frame.norm
         self.turning = config.rope.channels(shape.head_dim // config.split)
         assert frame.layer is not None
         self.window = None if config.window is None else config.window.at(frame)
@@ -121,9 +120,9 @@ class Attention(MixerModule):
         H, K, C, S = self.shape.heads, self.shape.kv_heads, self.shape.head_dim, self.split
         for part in self.input_parts.values():
             h_BTD = part(h_BTD, context)
-        q_BTHC = norm(self.query(h_BTD).view(B, T, H * S, C // S))
+        q_BTHC = self.norm(self.query(h_BTD).view(B, T, H * S, C // S))
         keys, values = self.keys_values(h_BTD)
-        k_BTKC, v_BTKC = norm(keys.view(B, T, K * S, C // S)), values.view(B, T, K, C)
+        k_BTKC, v_BTKC = self.norm(keys.view(B, T, K * S, C // S)), values.view(B, T, K, C)
         for part in self.value_parts.values():
             v_BTKC = part(v_BTKC, h_BTD, context)
         tables = self.rope.tables(context, self.turning, q_BTHC)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from golf.models.attention import Attention, GQAConfig
-from golf.models.norms import norm
 from golf.models.slots import Context, Frame, Heads
 
 
@@ -53,4 +52,4 @@ class Differential(Attention):
         both_BTHC = torch.cat((v_BTKC, v_BTKC), dim=2)
         y_BTHC = context.attend(F.pad(q_BTHC, (0, half)), F.pad(k_BTKC, (0, half)), both_BTHC, self.window)
         first_BTHC, second_BTHC = y_BTHC.chunk(2, dim=2)
-        return (1 - self.lambda_0) * norm(first_BTHC - self.weight().to(first_BTHC.dtype) * second_BTHC)
+        return (1 - self.lambda_0) * self.norm(first_BTHC - self.weight().to(first_BTHC.dtype) * second_BTHC)

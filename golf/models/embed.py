@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from golf.fields import between, one_of, positive
 from golf.models.init import power_law_spectrum_
-from golf.models.norms import norm
 from golf.models.slots import EmbedConfig, FeatureConfig, FeatureModule, Frame, Places, named_parts
 
 TABLE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,6 +44,7 @@ class TableEmbed(nn.Module):
 
     def __init__(self, config: TableEmbedConfig, frame: Frame):
         super().__init__()
+        self.norm = frame.norm
         table_VD = torch.empty(frame.vocab_size, frame.dim).normal_(std=config.init_std)
         self.table_VD = nn.Parameter(power_law_spectrum_(table_VD, config.spectrum).to(TABLE_TYPES[config.dtype]))
         self.features = named_parts("model.embed.features", config.features, lambda part: part.build(frame))
@@ -54,7 +54,7 @@ class TableEmbed(nn.Module):
         for part in self.parts():
             if not part.after_norm:
                 x_BTD = part(x_BTD, ids_BT)
-        x_BTD = norm(x_BTD)
+        x_BTD = self.norm(x_BTD)
         for part in self.parts():
             if part.after_norm:
                 x_BTD = part(x_BTD, ids_BT)

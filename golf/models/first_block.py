@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from golf.fields import between
-from golf.models.norms import norm
 from golf.models.slots import Context, Frame, InputPartConfig
 
 
@@ -26,18 +25,18 @@ class FirstBlockMixConfig(InputPartConfig):
         between(-20, 20, start=self.start)
 
     def build(self, frame: Frame) -> "FirstBlockMix | None":
-        return None if frame.layer == 0 else FirstBlockMix(self.start, frame.read_scale)
+        return None if frame.layer == 0 else FirstBlockMix(self.start, frame)
 
 
 class FirstBlockMix(nn.Module):
     roles = {"gate": "scalar"}
 
-    def __init__(self, start: float, scale: float):
+    def __init__(self, start: float, frame: Frame):
         super().__init__()
-        self.scale = scale
+        self.scale, self.norm = frame.read_scale, frame.norm
         self.gate = nn.Parameter(torch.tensor(start))
 
     def forward(self, h_BTD: Tensor, context: Context) -> Tensor:
         assert context.first_BND is not None
-        first_BTD = self.scale * norm(context.first_BND.detach())
+        first_BTD = self.scale * self.norm(context.first_BND.detach())
         return torch.lerp(first_BTD, h_BTD, self.gate.sigmoid().to(h_BTD.dtype))

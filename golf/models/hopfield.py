@@ -15,7 +15,6 @@ from golf.losses import Loss
 from golf.models.cross_entropy import chunk_rows, scaled_logits, softcapped, softmax_loss
 from golf.models.init import orthogonal_
 from golf.models.linear import Dense
-from golf.models.norms import norm
 from golf.models.slots import Frame, HeadConfig
 
 
@@ -126,7 +125,7 @@ class RetrievalHead(RefiningHead):
 
     def __init__(self, config: RetrievalHeadConfig, frame: Frame):
         super().__init__(config.softcap, frame)
-        self.steps, self.table_uses = config.steps, 2 * config.steps + 1
+        self.steps, self.table_uses, self.norm = config.steps, 2 * config.steps + 1, frame.norm
         self.alpha = nn.Parameter(torch.tensor(config.alpha))
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta)))
 
@@ -140,7 +139,7 @@ class RetrievalHead(RefiningHead):
         """All steps."""
         table_VD, beta, alpha = table_VD.to(x_nD.dtype), self.log_beta.exp(), self.alpha.to(x_nD.dtype)
         for _ in range(self.steps):
-            x_nD = torch.lerp(x_nD, norm(retrieved(self.map(x_nD), table_VD, beta)), alpha)
+            x_nD = torch.lerp(x_nD, self.norm(retrieved(self.map(x_nD), table_VD, beta)), alpha)
         return x_nD
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from golf.fields import positive
 from golf.models.layers import check_layer_text, layer_set
-from golf.models.residual import ResidMix, depth_scale, read
+from golf.models.residual import ResidMix, depth_scale
 from golf.models.slots import Context, Frame, ResidualConfig
 
 SECOND = "second lane"
@@ -38,8 +38,8 @@ class TwoLanesConfig(ResidualConfig):
         assert frame.layer is not None
         scale = self.read_scale(frame.layer)
         if frame.layer not in layer_set(self.layers, frame.layers, "model.residual.layers"):
-            return ResidMix(frame.dim, scale, parallel=False)
-        return TwoLanes(frame.dim, scale, self.keep, last=frame.layer == frame.layers - 1)
+            return ResidMix(frame, scale, parallel=False)
+        return TwoLanes(frame, scale, self.keep, last=frame.layer == frame.layers - 1)
 
 
 class TwoLanes(ResidMix):
@@ -51,8 +51,8 @@ class TwoLanes(ResidMix):
 
     roles = {**ResidMix.roles, "keep_2": "scalar", "write_22": "scalar"}
 
-    def __init__(self, dim: int, scale: float, keep: float, last: bool):
-        super().__init__(dim, scale, parallel=True)
+    def __init__(self, frame: Frame, scale: float, keep: float, last: bool):
+        super().__init__(frame, scale, parallel=True)
         self.last = last
         self.keep_2 = nn.Parameter(torch.full((2,), keep))
         self.write_22 = nn.Parameter(torch.ones(2, 2))
@@ -64,8 +64,8 @@ class TwoLanes(ResidMix):
         dtype = x_BTD.dtype
         self.enter(x_BTD, context)
         lane_BTD = context.memo.pop(SECOND)
-        a_BTD = self.mixer_scale_D.to(dtype) * mixer(read(self.mixed(x_BTD, context), self.scale), context)
-        m_BTD = self.mlp_scale_D.to(dtype) * mlp(read(lane_BTD, self.scale))
+        a_BTD = self.mixer_scale_D.to(dtype) * mixer(self.read(self.mixed(x_BTD, context)), context)
+        m_BTD = self.mlp_scale_D.to(dtype) * mlp(self.read(lane_BTD))
         keep, write = self.keep_2.to(dtype), self.write_22.to(dtype)
         x_BTD = keep[0] * x_BTD + write[0, 0] * a_BTD + write[1, 0] * m_BTD
         lane_BTD = keep[1] * lane_BTD + write[0, 1] * a_BTD + write[1, 1] * m_BTD

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from golf.errors import RunError, UserError
-from golf.fields import positive
+from golf.fields import between, positive
 from golf.losses import CROSS_ENTROPY, NLL
 from golf.models.kernels import sdpa
-from golf.models.norms import norm
+from golf.models.norms import NORM_EPS, Norm
 from golf.models.recall import Recall, piece_of
 from golf.models.slots import (
     Attend,
@@ -37,7 +37,12 @@ Forward = Callable[..., dict[str, Tensor]]  # ids_BT, targets_BT, stage -> named
 
 @dataclass(kw_only=True, slots=True)
 class LMConfig:
-    """A model is what stands in its slots; `auxiliary` holds named losses that only training uses."""
+    """A model is what stands in its slots; `auxiliary` holds named losses that only training uses.
+
+    norm_eps: what every norm of activations adds to the mean square before its root, whatever the type; null: 1e-6.
+    Upstream leaves it to torch, which takes 1.2e-7 in fp32. What makes weights (siren, hypernetwork) or states (mps)
+    norms with 1e-6.
+    """
 
     vocab_size: int
     dim: int
@@ -50,9 +55,11 @@ class LMConfig:
     linear: LinearConfig
     head: HeadConfig
     auxiliary: dict[str, AuxiliaryConfig | None] = field(default_factory=dict)
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         positive(vocab_size=self.vocab_size, dim=self.dim, layers=self.layers)
+        between(1e-12, 1, norm_eps=self.norm_eps)
 
     def build(self) -> "LM":
         """A model with fresh weights from torch's global generator, on the current default device."""
@@ -99,7 +106,9 @@ class LM(nn.Module):
 
     def __init__(self, config: LMConfig, most_weights: int | None = None):
         super().__init__()
-        frame = Frame(config.vocab_size, config.dim, config.layers, config.linear, most_weights=most_weights)
+        self.norm = Norm(config.norm_eps or NORM_EPS)
+        sizes = config.vocab_size, config.dim, config.layers
+        frame = Frame(*sizes, config.linear, most_weights=most_weights, norm=self.norm)
         self.embed = config.embed.build(frame)
         self.stack = config.stack.build(frame, lambda layer: Block(config, frame, layer), config.residual)
         if not self.stack.reads_input and len(self.embed.features):
@@ -148,7 +157,7 @@ class LM(nn.Module):
         x_BND = self.stack(context.x0_BND, context)
         if losses is not None:
             losses |= context.losses
-        return norm(take(x_BND, context.places.reads))
+        return self.norm(take(x_BND, context.places.reads))
 
     def _text_length(self, tokens: int, goes_on: bool) -> int:
         """Return the length of text that positions are made for, of a pass of so many tokens."""
@@ -160,7 +169,7 @@ class LM(nn.Module):
 
     def _read(self, x_BND: Tensor) -> Tensor:
         """Log-probabilities from all positions."""
-        logp_BNV: Tensor = self.head.log_probs(norm(x_BND), self.embed.table_VD)
+        logp_BNV: Tensor = self.head.log_probs(self.norm(x_BND), self.embed.table_VD)
         return logp_BNV
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, stage: int | None = None) -> dict[str, Tensor]:

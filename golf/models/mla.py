@@ -15,7 +15,6 @@ from golf.models.attention import Attention, GQAConfig
 from golf.models.init import orthogonal_
 from golf.models.kernels import FLASH_CHANNELS
 from golf.models.linear import Dense
-from golf.models.norms import norm
 from golf.models.rope import rotate
 from golf.models.slots import Context, Frame, Heads
 
@@ -120,7 +119,7 @@ class DecoupledMLA(MLA):
         H, K, C = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
         for part in self.input_parts.values():
             h_BTD = part(h_BTD, context)
-        c_BTR = norm(self.down(h_BTD))
+        c_BTR = self.norm(self.down(h_BTD))
         gain_H1 = self.gain_H.to(h_BTD.dtype)[:, None]
         tables = self.rope.tables(context, self.turning, h_BTD)
         q_BTHC = self.query(h_BTD).view(B, T, H, C) * gain_H1

@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from golf.fields import between, one_of, positive
 from golf.losses import Loss
 from golf.models.cross_entropy import chunk_rows, softcapped
-from golf.models.norms import norm
 from golf.models.slots import Frame, HeadConfig
 
 
@@ -43,6 +42,7 @@ class MixtureHead(nn.Module):
 
     def __init__(self, config: MixtureHeadConfig, frame: Frame):
         super().__init__()
+        self.norm = frame.norm
         self.softcap, self.experts, self.residual = config.softcap, config.experts, config.form == "residual"
         self.table_uses, self.output = config.experts, None
         gain = 1 / math.sqrt(2 * frame.layers) if self.residual else 1.0
@@ -52,7 +52,7 @@ class MixtureHead(nn.Module):
     def experts_of(self, x_XD: Tensor, table_VD: Tensor) -> tuple[Tensor, Tensor]:
         """log pi_XE and the capped logits c_XEV, both fp32; X: any leading axes."""
         h_XED = self.project(x_XD).unflatten(-1, (self.experts, -1))
-        h_XED = norm(x_XD.unsqueeze(-2) + h_XED) if self.residual else torch.tanh(h_XED)
+        h_XED = self.norm(x_XD.unsqueeze(-2) + h_XED) if self.residual else torch.tanh(h_XED)
         c_XEV = softcapped(F.linear(h_XED, table_VD.to(x_XD.dtype)).float(), self.softcap)
         return F.log_softmax(F.linear(x_XD, self.mix_ED.to(x_XD.dtype)).float(), dim=-1), c_XEV
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.fields import between, one_of, positive
-from golf.models.norms import norm
+from golf.models.norms import Norm
 from golf.models.slots import FeatureConfig, FeatureModule, Frame, Places
 
 
@@ -32,7 +32,7 @@ class PauseConfig(FeatureConfig):
         positive(init_std=self.init_std)
 
     def build(self, frame: Frame) -> "Pause":
-        return Pause(self, frame.dim)
+        return Pause(self, frame.dim, frame.norm)
 
 
 class Pause(FeatureModule):
@@ -42,8 +42,9 @@ class Pause(FeatureModule):
     after_norm = True
     adds = True
 
-    def __init__(self, config: PauseConfig, dim: int):
+    def __init__(self, config: PauseConfig, dim: int, norm: Norm):
         super().__init__()
+        self.norm = norm
         self.every, self.delay = config.every, config.read == "delay"
         self.vectors_pD = nn.Parameter(torch.empty(config.count, dim).normal_(std=config.init_std))
 
@@ -56,6 +57,6 @@ class Pause(FeatureModule):
     def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
         groups = x_BTD.shape[1] // self.every
         x_BgnD = x_BTD[:, : groups * self.every].unflatten(1, (groups, self.every))
-        pauses_BgpD = norm(self.vectors_pD).to(x_BTD.dtype).expand(len(x_BTD), groups, -1, -1)
+        pauses_BgpD = self.norm(self.vectors_pD).to(x_BTD.dtype).expand(len(x_BTD), groups, -1, -1)
         grouped_BND = torch.cat((x_BgnD, pauses_BgpD), dim=2).flatten(1, 2)
         return torch.cat((grouped_BND, x_BTD[:, groups * self.every :]), dim=1)

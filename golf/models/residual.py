@@ -7,13 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.models.layers import check_layer_text, layer_set
-from golf.models.norms import norm
 from golf.models.slots import Context, Frame, ResidualConfig, ResidualModule
-
-
-def read(x_BTD: Tensor, scale: float) -> Tensor:
-    """What mixer and MLP read of the stream: normed, times the block's constant."""
-    return norm(x_BTD) if scale == 1.0 else norm(x_BTD) * scale
 
 
 def depth_scale(layer_scale: bool, layer: int) -> float:
@@ -40,7 +34,7 @@ class ResidMixConfig(ResidualConfig):
     def build(self, frame: Frame) -> "ResidMix":
         assert frame.layer is not None
         parallel = frame.layer in layer_set(self.parallel_layers, frame.layers, "model.residual.parallel_layers")
-        return ResidMix(frame.dim, self.read_scale(frame.layer), parallel)
+        return ResidMix(frame, self.read_scale(frame.layer), parallel)
 
 
 class ResidMix(ResidualModule):
@@ -48,9 +42,9 @@ class ResidMix(ResidualModule):
 
     roles = {"mix_D": "scalar", "mix0_D": "scalar", "mixer_scale_D": "scalar", "mlp_scale_D": "scalar"}
 
-    def __init__(self, dim: int, scale: float, parallel: bool):
+    def __init__(self, frame: Frame, scale: float, parallel: bool):
         super().__init__()
-        self.scale, self.parallel = scale, parallel
+        self.norm, self.scale, self.parallel, dim = frame.norm, scale, parallel, frame.dim
         self.mix_D = nn.Parameter(torch.ones(dim))
         self.mix0_D = nn.Parameter(torch.zeros(dim))
         self.mixer_scale_D = nn.Parameter(torch.ones(dim))
@@ -60,9 +54,13 @@ class ResidMix(ResidualModule):
         """What the block starts from: the stream and the embedded input."""
         return self.mix_D.to(x_BTD.dtype) * x_BTD + self.mix0_D.to(x_BTD.dtype) * context.x0_BND
 
+    def read(self, x_BTD: Tensor) -> Tensor:
+        """What mixer and MLP read of the stream: normed, times the block's constant."""
+        return self.norm(x_BTD) if self.scale == 1.0 else self.norm(x_BTD) * self.scale
+
     def forward(self, x_BTD: Tensor, context: Context, mixer: nn.Module, mlp: nn.Module) -> Tensor:
         dtype = x_BTD.dtype
         x_BTD = self.mixed(x_BTD, context)
-        after_BTD = x_BTD + self.mixer_scale_D.to(dtype) * mixer(read(x_BTD, self.scale), context)
+        after_BTD = x_BTD + self.mixer_scale_D.to(dtype) * mixer(self.read(x_BTD), context)
         source_BTD = x_BTD if self.parallel else after_BTD
-        return after_BTD + self.mlp_scale_D.to(dtype) * mlp(read(source_BTD, self.scale))
+        return after_BTD + self.mlp_scale_D.to(dtype) * mlp(self.read(source_BTD))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.errors import UserError
+from golf.models.norms import Norm, norm
 
 
 class Attend(Protocol):
@@ -33,7 +34,7 @@ class Frame:
     shared: modules that the model owns once and parts reach through Context.shared; memo: whatever builders of several
     layers must agree on. Both are the same objects for all layers of one model. most_weights: of all matrices together,
     those that are made of something smaller among them; None: as many as there is memory for. read_scale: what the
-    layer's residual multiplies the normed stream by before mixer and MLP read it.
+    layer's residual multiplies the normed stream by before mixer and MLP read it. norm: the model's, of activations.
     """
 
     vocab_size: int
@@ -47,6 +48,7 @@ class Frame:
     memo: dict[Any, Any] = field(default_factory=dict)
     most_weights: int | None = None
     read_scale: float = 1.0
+    norm: Norm = norm
 
     def at(self, layer: int, part: str = "") -> "Frame":
         return replace(self, layer=layer, part=part)

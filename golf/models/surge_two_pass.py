@@ -13,7 +13,6 @@ from golf.errors import UserError
 from golf.fields import between, one_of, positive
 from golf.models.layers import check_layer_text, layer_set
 from golf.models.loops import Visit
-from golf.models.norms import norm
 from golf.models.residual import ResidMix
 from golf.models.slots import Context, Frame, ResidualConfig, StackModule
 from golf.models.stack import Blocks, BlocksConfig
@@ -72,7 +71,7 @@ class SurgeTwoPass(Blocks):
         layer: int,
     ):
         super().__init__(config, frame, make_block, residual)
-        self.layer, self.routing = layer, config.routing
+        self.layer, self.routing, self.norm = layer, config.routing, frame.norm
         adds = self.blocks[layer].residual
         if type(adds) is not ResidMix:
             raise UserError(
@@ -87,7 +86,7 @@ class SurgeTwoPass(Blocks):
         x_BND = self.run(x_BND, context, outputs, last=after)
         if self.routing == "single":
             x_BND = self.run(x_BND, context, outputs, after)
-            return norm(x_BND) + norm(self.correction(x_BND, context))
+            return self.norm(x_BND) + self.norm(self.correction(x_BND, context))
         aside = replace(
             context, losses={}, memo=dict(context.memo)
         )  # later blocks leave their marks in the second pass

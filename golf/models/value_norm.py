@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from golf.models.norms import norm
+from golf.models.norms import Norm
 from golf.models.slots import Context, Frame, Heads, ValuePartConfig
 
 
@@ -14,7 +14,7 @@ class NormGateConfig(ValuePartConfig):
     """g norm(v) + (1 - g) v, g = sigmoid of one learned number a key/value head, 0 at first (PR 584, ablation 4)."""
 
     def build(self, frame: Frame, shape: Heads) -> "NormGate":
-        return NormGate(shape.kv_heads)
+        return NormGate(shape.kv_heads, frame.norm)
 
 
 class NormGate(nn.Module):
@@ -22,9 +22,10 @@ class NormGate(nn.Module):
 
     roles = {"gate_K": "scalar"}
 
-    def __init__(self, kv_heads: int):
+    def __init__(self, kv_heads: int, norm: Norm):
         super().__init__()
+        self.norm = norm
         self.gate_K = nn.Parameter(torch.zeros(kv_heads))
 
     def forward(self, v_BTKC: Tensor, h_BTD: Tensor, context: Context) -> Tensor:
-        return torch.lerp(v_BTKC, norm(v_BTKC), self.gate_K.sigmoid().to(v_BTKC.dtype)[:, None])
+        return torch.lerp(v_BTKC, self.norm(v_BTKC), self.gate_K.sigmoid().to(v_BTKC.dtype)[:, None])

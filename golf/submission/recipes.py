@@ -125,8 +125,8 @@ def _decimal(value: str, given: dict[str, str]) -> str:
 
 
 def _horizon(value: str, given: dict[str, str]) -> str:
-    """A decay of 0.997 forgets over 333 steps."""
-    return str(round(1 / (1 - float(value))))
+    """A decay of 0.997 forgets over 333.3 steps."""
+    return str(1 / (1 - float(value)))
 
 
 def _of_head(value: str, given: dict[str, str]) -> str:

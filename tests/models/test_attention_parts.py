@@ -88,7 +88,7 @@ def test_only_the_pr675_form_cuts_the_first_layers_gradient() -> None:
 
 def test_a_norm_gate_changes_lengths_only() -> None:
     v = torch.randn(2, 5, 3, 8)
-    gate = NormGate(3)
+    gate = NormGate(3, norm)
     gate.gate_K.data = torch.tensor([-99.0, 0.0, 99.0])
     out = gate(v, v, context_of(torch.zeros(2, 5, 4)))
     torch.testing.assert_close(F.cosine_similarity(out, v, dim=-1), torch.ones(2, 5, 3))

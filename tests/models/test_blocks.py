@@ -123,6 +123,32 @@ def test_the_second_lane_begins_before_the_skip(toy: Callable[..., Run]) -> None
     torch.testing.assert_close(model.hidden(ids), norm((lane0 + lane1) / 2), atol=1e-5, rtol=1e-5)
 
 
+EVERY_NORM = [
+    ["model/features=pause", "model/value=[norm_gate,residual_pair]", "model/input=first_block"],
+    ["model/mixer=differential", "model/residual=two_lanes", "model.residual.layers=last:2"],
+    ["model/mixer=mla_decoupled", "model/head=mos_residual"],
+    ["model/stack=agents"],
+    ["model=surge_two_pass", "model/stack=surge_single_pass"],
+    ["model=hopfield"],
+]
+
+
+@pytest.mark.parametrize("chosen", EVERY_NORM)
+def test_one_field_is_the_epsilon_of_every_norm(
+    chosen: list[str], toy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, used = toy(*chosen, "model.norm_eps=0.3"), set[float]()
+    model, original = stirred(run), F.rms_norm
+
+    def noting(x: Tensor, shape: tuple[int, ...], weight: None = None, eps: float | None = None) -> Tensor:
+        used.add(-1.0 if eps is None else eps)
+        return original(x, shape, weight, eps)
+
+    monkeypatch.setattr(F, "rms_norm", noting)
+    model.log_probs(ids_for(run))
+    assert used == {0.3}
+
+
 def test_mixtures_sum_to_one_and_are_their_formula(toy: Callable[..., Run]) -> None:
     for form in ("mos", "mos_residual"):
         run = toy(f"model/head={form}")

@@ -20,7 +20,7 @@ PAUSE = "model.embed.features.pause"
 
 
 def pause_of(count: int, every: int, read: str = "memory", dim: int = 4) -> Pause:
-    return Pause(PauseConfig(count=count, every=every, read=read, init_std=0.02), dim)
+    return Pause(PauseConfig(count=count, every=every, read=read, init_std=0.02), dim, norm)
 
 
 def small(toy: Callable[..., Run], read: str, *overrides: str, count: int = 2, every: int = 5) -> Run:
