@@ -11,7 +11,7 @@ from torch import Tensor
 
 from golf.errors import UserError
 from golf.fields import between, one_of, positive
-from golf.quant.grid import stored_step
+from golf.quant.grid import stored_step, to_float
 from golf.quant.rounding import PLAIN, How
 from golf.quant.steps import StepConfig
 
@@ -22,7 +22,7 @@ Parts = dict[str, Tensor]
 
 @dataclass(kw_only=True, slots=True)
 class FormatConfig:
-    """The slot. encode is pure; decode(encode(w_B), shape) has w_B's shape, in fp32."""
+    """The slot. encode is pure; decode(encode(w_B), shape) has w_B's shape, in fp32, and no infinite number."""
 
     @property
     def reads_hessians(self) -> bool:
@@ -30,7 +30,8 @@ class FormatConfig:
         return False
 
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
-        """Parts of a stack of tensors, each with the stack's axis first."""
+        """Parts of a stack of tensors, each with the stack's axis first. Raises TooLargeError where how.strict and a
+        number is beyond its type."""
         raise NotImplementedError
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
@@ -64,7 +65,7 @@ class FloatConfig(FormatConfig):
         one_of("dtype", self.dtype, tuple(FLOATS))
 
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
-        return {"value": to_float(w_B, FLOATS[self.dtype])}
+        return {"value": to_float(w_B, FLOATS[self.dtype], how.strict)}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         return parts["value"].float()
@@ -79,12 +80,6 @@ class FloatConfig(FormatConfig):
 def decode_one(chosen: FormatConfig, parts: Parts, shape: tuple[int, ...]) -> Tensor:
     """The tensor that the parts of one tensor give back, in fp32."""
     return chosen.decode({part: value[None] for part, value in parts.items()}, shape)[0]
-
-
-def to_float(w: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest number of the type; what is too large becomes its largest, not infinity."""
-    limit = torch.finfo(dtype).max
-    return w.float().clamp(-limit, limit).to(dtype)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,19 +114,20 @@ class IntConfig(FormatConfig):
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
         shape = tuple(w_B.shape[1:])
         if self._half(shape):
-            return {"half": to_float(w_B, torch.float16)}
+            return {"half": to_float(w_B, torch.float16, how.strict)}
         w_BOI = w_B.float().flatten(2)
         rows = self._rows(shape)
         w_BRC = w_BOI.reshape(len(w_B), rows, -1)
         importance = None
         if how.hessian_BII is not None:
             importance = how.hessian_BII.diagonal(dim1=1, dim2=2)[:, None].expand_as(w_BOI).reshape(w_BRC.shape)
-        step_BR1 = self.steps.steps(w_BRC, self.limit, importance)
+        step_BR1, largest_BR1 = self.steps.steps(w_BRC, self.limit, importance), w_BRC.abs().amax(dim=2, keepdim=True)
+        step_BR1 = torch.where(step_BR1 > 0, step_BR1, largest_BR1 / self.limit)  # a rule may see zeros alone
         if how.widen_B is not None and self.steps.dial:
             # no finer than brings the largest weight to the last code: beyond that finer steps only clip
-            least_BR1 = torch.minimum(step_BR1, w_BRC.abs().amax(dim=2, keepdim=True) / self.limit)
+            least_BR1 = torch.minimum(step_BR1, largest_BR1 / self.limit)
             step_BR1 = torch.maximum(step_BR1 * how.widen_B[:, None, None], least_BR1)
-        step_BR1 = stored_step(step_BR1)
+        step_BR1 = stored_step(step_BR1, how.strict)
         step_BOI = step_BR1.expand_as(w_BRC).reshape(w_BOI.shape)
         limit: int | Tensor = self.limit
         if how.finer_BI is not None:

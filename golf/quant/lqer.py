@@ -8,6 +8,7 @@ from torch import Tensor
 from golf.fields import positive
 from golf.nodes import configs
 from golf.quant.formats import FormatConfig, Parts
+from golf.quant.grid import to_float
 from golf.quant.rounding import PLAIN, How
 
 LEVELS_A, LEVELS_B = (-2, 1), (-8, 7)  # two bits, with one step; four bits, a step for each group
@@ -40,9 +41,9 @@ class LQERConfig(FormatConfig):
         u_BOK, s_BK, v_BKI = torch.linalg.svd(error_BOI, full_matrices=False)
         rank = self._rank(shape)
         a_BOr, b_BrI = u_BOK[:, :, :rank] * s_BK[:, None, :rank], v_BKI[:, :rank]
-        step_B = (a_BOr.abs().amax(dim=(1, 2)) / 1.5).half()
+        step_B = to_float(a_BOr.abs().amax(dim=(1, 2)) / 1.5, torch.float16, how.strict)
         groups_BGg = self._grouped(b_BrI)
-        step_BG = (groups_BGg.abs().amax(dim=2) / 7.5).half()
+        step_BG = to_float(groups_BGg.abs().amax(dim=2) / 7.5, torch.float16, how.strict)
         return parts | {
             "a": _rounded(a_BOr, step_B.float()[:, None, None], LEVELS_A),
             "a_scale": step_B[:, None],

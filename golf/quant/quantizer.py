@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from golf.artifact.codecs import CodecConfig
+from golf.errors import RunError
 from golf.fields import between
 from golf.quant.allocation import AllocationConfig
 from golf.quant.calibration import CalibrationConfig
 from golf.quant.formats import FormatConfig, Parts
+from golf.quant.grid import TooLargeError
 from golf.quant.rounding import How, RoundingConfig
 from golf.roles import assign, check_table
 
@@ -72,6 +74,7 @@ class QuantConfig:
         """Store every weight by its role's format; nothing is changed in place. All by parameter name.
 
         hessians: mean of x x^T over a matrix's inputs, where they were measured; widen: what steps are multiplied by.
+        Raises RunError where a weight is no number, or beyond what its format can hold.
         """
         claimed, measured, widths = self.assign(roles), hessians or {}, widen or {}
         stored: dict[str, Stored] = {}
@@ -80,10 +83,24 @@ class QuantConfig:
             w_B = torch.stack([weights[name].detach().cpu() for name in names])
             hessian_BII = torch.stack([measured[name].cpu() for name in names]) if names[0] in measured else None
             widen_B = torch.tensor([widths.get(name, 1.0) for name in names])
-            parts = self.formats[chosen].encode(w_B, How(self.rounding, hessian_BII, widen_B))
+            how = How(self.rounding, hessian_BII, widen_B, strict=True)
+            parts = self._encoded(names, chosen, w_B, how)
             for index, name in enumerate(names):
                 stored[name] = Stored(chosen, {part: value[index] for part, value in parts.items()})
         return {name: stored[name] for name in weights}
+
+    def _encoded(self, names: list[str], chosen: str, w_B: Tensor, how: How) -> Parts:
+        """Return the parts of a stack. Raises RunError, with the name of the tensor, for what can't be stored."""
+        for name, weight in zip(names, w_B, strict=True):
+            if not weight.isfinite().all():
+                raise RunError(f"{name} holds infinite numbers, or what is no number; lower the learning rates")
+        try:
+            return self.formats[chosen].encode(w_B, how)
+        except TooLargeError as error:
+            raise RunError(
+                f"{names[error.index]} can't be stored as quant.formats.{chosen}, which needs {error}; lower the "
+                "learning rates, or give it a format of fp32 in quant.names"
+            ) from None
 
     def _stacks(
         self, weights: dict[str, Tensor], claimed: dict[str, str], measured: Mapping[str, Tensor]

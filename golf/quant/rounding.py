@@ -36,13 +36,15 @@ class How:
 
     hessian_BII: mean of x x^T over each matrix's inputs, where it was measured; widen_B: what the steps of each tensor
     are multiplied by, in formats that have a dial; finer_BI: how many times finer the grid of a column is than its
-    row's step, with as many times the codes (whole numbers; None: all alike).
+    row's step, with as many times the codes (whole numbers; None: all alike). strict: what the types of the parts can't
+    hold is refused, not made the largest that they can.
     """
 
     rounding: RoundingConfig
     hessian_BII: Tensor | None = None
     widen_B: Tensor | None = None
     finer_BI: Tensor | None = None
+    strict: bool = False
 
 
 PLAIN = How(NearestConfig())

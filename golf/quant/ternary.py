@@ -11,8 +11,8 @@ from torch import Tensor
 
 from golf.errors import UserError
 from golf.fields import between, positive
-from golf.quant.formats import FormatConfig, Parts, to_float
-from golf.quant.grid import stored_step
+from golf.quant.formats import FormatConfig, Parts
+from golf.quant.grid import LEAST, stored_step, to_float
 from golf.quant.rounding import PLAIN, How
 
 PACKED = {2: 8, 3: 5}  # values -> how many make a byte
@@ -20,7 +20,8 @@ PACKED = {2: 8, 3: 5}  # values -> how many make a byte
 
 @dataclass(kw_only=True, slots=True)
 class FewValuesConfig(FormatConfig):
-    """values: 3 (-1, 0, 1) or 2 (-1, 1), times the group's mean magnitude. Vectors stay fp16.
+    """values: 3 (-1, 0, 1) or 2 (-1, 1), times the group's mean magnitude, which is 0 of a group of zeros. Vectors stay
+    fp16.
 
     shrinkage_fix: zeros make a group's mean magnitude smaller than it was; the step that is stored makes up for it, so
     that what is read back has the same codes and steps again (record 1.1570).
@@ -38,10 +39,11 @@ class FewValuesConfig(FormatConfig):
     def encode(self, w_B: Tensor, how: How = PLAIN) -> Parts:
         shape = tuple(w_B.shape[1:])
         if len(shape) < 2:
-            return {"half": to_float(w_B, torch.float16)}
+            return {"half": to_float(w_B, torch.float16, how.strict)}
         w_BOI = w_B.float().flatten(2)
         w_BRC = w_BOI.reshape(len(w_B), self._groups(shape), self.group)
-        step_BR1 = stored_step(w_BRC.abs().mean(dim=2, keepdim=True))
+        mean_BR1 = w_BRC.abs().mean(dim=2, keepdim=True)
+        step_BR1 = stored_step(mean_BR1, how.strict)  # which divides, and is never 0
         if self.values == 2:
             code_BRC = torch.where(w_BRC < 0, -1, 1).to(torch.int8)
         else:
@@ -50,9 +52,10 @@ class FewValuesConfig(FormatConfig):
         if self.shrinkage_fix:
             used_BR1 = code_BRC.abs().float().mean(dim=2, keepdim=True)
             step_BR1 = torch.where(used_BR1 > 0, step_BR1 / used_BR1.clamp_min(1e-6), step_BR1)
-        scale_BR = stored_step(step_BR1).half().flatten(1)
+        # Two values have no code for 0: a group of zeros has a scale of 0.
+        scale_BR1 = to_float(torch.where(mean_BR1 < LEAST, mean_BR1, step_BR1), torch.float16, how.strict)
         codes = pack(code_BRC.flatten(1), self.values) if self.packed else code_BRC.view(w_B.shape)
-        return {"packed" if self.packed else "codes": codes, "scale": scale_BR}
+        return {"packed" if self.packed else "codes": codes, "scale": scale_BR1.flatten(1)}
 
     def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
         if "half" in parts:
