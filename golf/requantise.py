@@ -20,8 +20,9 @@ from golf.ledger import Ledger
 from golf.legality import broken_rules
 from golf.models.kernels import choose_backend
 from golf.models.lm import LM
+from golf.records import Trained, Whole, missing, read_record
 from golf.result import assemble
-from golf.rundir import RunDir, read_json, write_json
+from golf.rundir import RunDir, write_json
 from golf.scoring import Scoring
 from golf.sinks import Sink
 from golf.suggestions import hint, names_in
@@ -32,6 +33,8 @@ from golf.typed import typed
 TRAINED = ("steps", "train_tokens", "train_seconds", "step_ms", "step_ms_mean", "tokens_per_second", "raw_bpb")
 OF_TRAINING = ("phases", "pre_quant_bpb", "legality", "device", "attention", "precision")
 KEPT = (*TRAINED, "average", "peak_memory_bytes", "deterministic", "world_size", "threads")
+PHASES = ("train", "calibrate", "quantise", "encode", "eval")
+NEEDED = (*TRAINED, "phases", "pre_quant_bpb", "legality", "device", "attention", "precision", "average", "evals")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,10 @@ def open_source(path: Path, *, weights: bool = True, artifact: bool = True) -> S
     Raises UserError where no such run stands there.
     """
     folder = RunDir(path.resolve())
-    config, result = read_json(folder.config), folder.finished()
-    if not artifact and result is None and isinstance(config, dict):
+    config, result = read_record(folder.config, Whole), folder.finished()
+    if not artifact and result is None and config is not None:
         result = _of_training(folder, config)
-    if not isinstance(config, dict) or result is None or (weights and not folder.weights.exists()):
+    if config is None or result is None or (weights and not folder.weights.exists()):
         what = "no finished run with weights.safetensors" if weights else "no finished run"
         near = "" if path.exists() else hint(path.name, names_in(path.parent))
         raise UserError(f"run={path}: {what}; name a folder that golf/train.py made{near}")
@@ -65,6 +68,9 @@ def open_source(path: Path, *, weights: bool = True, artifact: bool = True) -> S
     check_owner(run, config, f"run={path}")
     source = Source(folder, run, Prepared.of_run(config["prepared"]), result)
     if artifact:
+        lacks = missing(result, NEEDED, ("seconds", "tokens", "bytes", "val_loss"))
+        if lacks := [*lacks, *(f"phases.{name}" for name in PHASES if name not in result.get("phases", {}))]:
+            raise UserError(f"run={path}: its result.json does not say {', '.join(lacks)}; train the run again")
         check_artifact(folder, result)
     return source
 
@@ -78,8 +84,8 @@ def check_artifact(folder: RunDir, result: dict[str, Any]) -> None:
 
 def _of_training(folder: RunDir, config: dict[str, Any]) -> dict[str, Any] | None:
     """Return what was measured in a training whose export failed, named as a result names it; None without one."""
-    trained = read_json(folder.trained)
-    if not isinstance(trained, dict) or not {*KEPT, *OF_TRAINING} <= set(trained):
+    trained = read_record(folder.trained, Trained)
+    if trained is None or not {*KEPT, *OF_TRAINING} <= set(trained):
         return None
     return {**trained, "fingerprint": config["fingerprint"]}
 

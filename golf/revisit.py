@@ -1,6 +1,5 @@
 """Doors that take finished runs up again: what may change, a cell for each combination, one table of all."""
 
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from golf.checks import check_scored, check_scorers, check_storage
 from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
 from golf.errors import UserError, in_one_line
-from golf.files import read_text
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
 from golf.rundir import RunDir, marks
@@ -135,7 +133,7 @@ def with_overrides(source: Source, changeable: tuple[str, ...], new: list[str]) 
 
 def words_of(source: Source) -> list[str]:
     """Return the command line that a run was started with."""
-    return shlex.split(read_text(source.folder.path / "command.txt"))[1:]
+    return source.folder.command()[1:]
 
 
 def folders_of(words: Sequence[str]) -> list[str]:

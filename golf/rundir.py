@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -23,10 +22,9 @@ import torch
 
 from golf import code_record
 from golf.errors import BusyError, UserError
-from golf.files import MOST_TEXT, parse_json, read_bytes
+from golf.files import MOST_TEXT, parse_json, read_bytes, read_text
+from golf.records import Result, Status, read_record
 
-# A result without these is none.
-RESULT_NUMBERS = ("val_bpb", "quant_gap_bpb", "artifact_bytes", "total_bytes", "cap_bytes", "steps")
 # Variables that choose how sums are taken, and so change the last digits of a score.
 DIGITS = re.compile(
     r"(MKL|DNNL|ONEDNN|OPENBLAS|KMP)_\w+|ATEN_CPU_CAPABILITY|OMP_(DYNAMIC|THREAD_LIMIT)|CUBLAS_WORKSPACE_CONFIG"
@@ -45,10 +43,6 @@ PACKAGES = (
     "wandb",
     "flash-attn",
 )
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -139,16 +133,23 @@ class RunDir:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    def command(self) -> list[str]:
+        """Return the words that the run was started with, its script first. UserError where they cannot be read."""
+        path = self.path / "command.txt"
+        try:
+            return shlex.split(read_text(path))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise UserError(f"{path}: is no command line ({reason}); train the run again") from None
+
     def finished(self) -> dict[str, Any] | None:
         """The result of a run that ended well; None where there is none, or what stands there is no result of it."""
-        result = read_json(self.result)
-        if not isinstance(result, dict) or result.get("status") != "done":
+        result = read_record(self.result, Result)
+        if result is None or result.get("status") != "done":
             return None
-        numbers = all(_finite(result.get(key)) for key in RESULT_NUMBERS)
         config = read_json(self.config)
-        mine = not isinstance(config, dict) or result.get("fingerprint") == config.get("fingerprint")
-        rest = isinstance(result.get("fits"), bool) and isinstance(result.get("environment"), dict)
-        return result if numbers and mine and rest else None
+        mine = not isinstance(config, dict) or result["fingerprint"] == config.get("fingerprint")
+        return result if mine else None
 
     def set_status(self, state: str, **facts: Any) -> None:
         """state: starting, running, stopped, failed or done."""
@@ -163,8 +164,7 @@ class RunDir:
 
     def get_status(self) -> dict[str, Any]:
         """What set_status last wrote; empty where nothing readable stands."""
-        status = read_json(self.status)
-        return status if isinstance(status, dict) and {"state", "pid"} <= set(status) else {}
+        return read_record(self.status, Status) or {}
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the folder, or raise BusyError: a second process on a run is refused."""

@@ -27,7 +27,8 @@ from golf.export import export
 from golf.keeping import Kept, LoopState, out_of_memory
 from golf.ledger import Ledger
 from golf.loop import Stopped, train
-from golf.rundir import RunDir, environment, read_json, write_json
+from golf.records import Whole, read_record
+from golf.rundir import RunDir, environment, write_json
 from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
 from golf.tokens.prepare import Prepared
 from golf.typed import typed
@@ -40,7 +41,7 @@ def main(path: str) -> int:
     """Train, export and write result.json; returns the exit code."""
     folder = RunDir(Path(path))
     try:
-        config = read_json(folder.config)
+        config = read_record(folder.config, Whole)
         if config is None:
             raise UserError(f"{folder.config}: no readable config.json; start the run with golf/train.py")
         run: Run = typed(config["run"], "", Run)

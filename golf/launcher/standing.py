@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from golf.files import opened, parse_json, read_bytes
+from golf.records import Logged, fits
 from golf.rundir import RunDir, marks
 
 # The state of a run that has no result, from its folder and status.json.
@@ -81,7 +82,7 @@ def _last_logged(folder: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
     for line in reversed(lines):
         with contextlib.suppress(ValueError):  # a line that a kill or the seek cut
             record = parse_json(line)
-            if isinstance(record, dict):
+            if fits(record, Logged):
                 last = last or record
                 if "val_bpb" in record:
                     return last, record
@@ -99,7 +100,8 @@ def logged(folder: RunDir, key: str) -> list[tuple[int, float, float]]:
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut, a step without a value
             record = parse_json(line)
-            values.append((int(record["step"]), float(record["train_seconds"]), float(record[key])))
+            if fits(record, Logged):
+                values.append((record["step"], float(record["train_seconds"]), float(record[key])))
     return values
 
 

@@ -17,7 +17,9 @@ from golf.launcher.cells import Cell, find, prepare
 from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
 from golf.launcher.scheduler import Scheduler
-from golf.rundir import RunDir, attempts_in, read_json, write_json
+from golf.records import Sweep as SweepFile
+from golf.records import read_record
+from golf.rundir import RunDir, attempts_in, write_json
 from golf.tokens.prepare import Prepared
 
 SCHEMA = 1
@@ -98,15 +100,16 @@ def task_of(cell: Cell, prepared: Prepared, there: Mapping[str, list[int]]) -> T
 def register(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
     """sweep.json: the question, control, registered seeds, and every cell that this folder was ever asked for.
 
-    Seeds stay as they were first written once any cell has a result: seeds added later are not registered ones.
+    Seeds stay as they were first written once any run here has a result: seeds added later are not registered ones, nor
+    are those of a sweep.json that nobody can read any more.
     """
     path = folder / "sweep.json"
-    found = read_json(path)
-    before = found if isinstance(found, dict) and isinstance(found.get("cells"), dict) else {"cells": {}}
-    seeds, since = list(plan.seeds), time.strftime("%Y-%m-%d %H:%M:%S")
-    if any(RunDir(folder / name).finished() for name in before["cells"]):
-        seeds, since = before["seeds"], before["registered"]
-    cells = before["cells"]
+    before = read_record(path, SweepFile) or {}
+    seeds = list(plan.seeds)
+    since: str | None = time.strftime("%Y-%m-%d %H:%M:%S")
+    cells = before.get("cells", {})
+    if any(RunDir(run).finished() for run in folder.iterdir()):  # whether or not a sweep.json says so
+        seeds, since = before.get("seeds", []), before.get("registered")
     for task in tasks:
         cells[task.folder.path.name] = {
             "row": task.run.label,

@@ -107,7 +107,7 @@ def _sweep_notes(sweep: Sweep, control: Row | None) -> list[str]:
     if absent := [name for name in sweep.asked if name not in sweep.rows]:
         notes.append(f"Rows that were asked for and never started: {_listed(absent)}.")
     if sweep.unreadable:
-        notes.append(f"Folders without a readable config.json, counted nowhere: {_listed(sweep.unreadable)}.")
+        notes.append(f"Cannot be read, and counts nowhere: {_listed(sweep.unreadable)}.")
     return notes
 
 

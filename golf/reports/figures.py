@@ -217,7 +217,7 @@ def _curves(lines: Sequence[Line], colours: dict[str, str], n: str) -> dict[str,
                 ax.plot(x, y, color=colours[name], label=once, **style)
                 named.add(name)
             caps = {line.row.config.get("budget.max_seconds") for line in lines} if column == 1 else set()
-            for cap in filter(None, caps):
+            for cap in (cap for cap in caps if isinstance(cap, int | float) and cap):
                 ax.axvline(cap, color=MUTED, linewidth=1, linestyle="--", label=f"cap {cap:g} s")
             ax.set_ylim(min(late) - 0.05, max(late) + 0.05)
             ax.set_xlabel(label)

@@ -13,12 +13,14 @@ from typing import Any
 
 from golf.errors import UserError
 from golf.files import MOST_TEXT, parse_json, read_bytes, read_text
-from golf.launcher.standing import logged, read_standing, standing_of
+from golf.launcher.standing import Standing, logged, read_standing, standing_of
+from golf.records import Chunk, Configuration, fits, missing, read_record
+from golf.records import Sweep as SweepFile
 from golf.result import SCHEMA
-from golf.rundir import RunDir, read_json
+from golf.rundir import RunDir
 from golf.suggestions import hint, names_in
 
-KEYS = ("run", "identity", "config_hash")  # what a report needs of config.json
+NEEDED = ("evals", "eval_main", "data", "track", "code_bytes", "deterministic")  # of a result, beside what all need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +67,8 @@ class Row:
 class Sweep:
     """A folder of runs. purpose, control, seeds (registered), asked (all its rows): what sweep.json says, if any.
 
-    tracker: W&B's (project, entity) where every run was tracked there, and in one place; unreadable: folders that no
-    report can read.
+    tracker: W&B's (project, entity) where every run was tracked there, and in one place; unreadable: folders, and
+    the sweep.json, that no report can read.
     """
 
     folder: Path
@@ -86,24 +88,22 @@ class Sweep:
 def load(folder: Path, control: str | None = None) -> Sweep:
     """Read a sweep's folder, or any folder of run folders. control: the row to compare with, else the sweep file's.
 
-    Raises UserError where there is no run, where the control is named on purpose and is no row, and where a result is
-    of another schema.
+    A result of another schema is none. Raises UserError where there is no run, and where the control is named on
+    purpose and is no row.
     """
     if not folder.is_dir():
         near = hint(folder.name, names_in(folder.parent))
         raise UserError(f"{folder}: no such folder; give the folder of a sweep, such as outputs/smoke{near}")
-    found = read_json(folder / "sweep.json")
-    said: dict[str, Any] = found if isinstance(found, dict) else {}
+    said = read_record(folder / "sweep.json", SweepFile) or {}
     by_label: dict[str, list[Started]] = defaultdict(list)
-    trackers, unreadable = set(), []
+    trackers, unreadable = set(), [] if said or not (folder / "sweep.json").exists() else ["sweep.json"]
     for path in sorted(path for path in folder.iterdir() if (path / "config.json").exists()):
-        node = read_json(path / "config.json")
-        if not isinstance(node, dict) or not all(key in node for key in KEYS):
+        node = read_record(path / "config.json", Configuration)
+        if node is None:
             unreadable.append(path.name)
             continue
         by_label[node["run"]["label"]].append(_started(RunDir(path), node))
-        log = node["run"].get("log", {})
-        trackers.add((log["project"], log["entity"]) if "project" in log else None)
+        trackers.add(_tracker(node["run"].get("log", {})))
     if not by_label:
         raise UserError(f"{folder}: holds no run folders; give the folder of a sweep, such as outputs/smoke")
     if not said:  # lone runs: what was called alike need not be alike
@@ -125,6 +125,11 @@ def load(folder: Path, control: str | None = None) -> Sweep:
     )
 
 
+def _tracker(log: dict[str, Any]) -> tuple[str, str | None] | None:
+    project, entity = log.get("project"), log.get("entity")
+    return (project, entity) if isinstance(project, str) and isinstance(entity, str | None) else None
+
+
 def one_configuration_each(by_label: dict[str, list[Started]]) -> dict[str, list[Started]]:
     """Return rows of one configuration each: a label that several have gets the beginning of each one's hash."""
     rows: dict[str, list[Started]] = defaultdict(list)
@@ -137,9 +142,9 @@ def one_configuration_each(by_label: dict[str, list[Started]]) -> dict[str, list
 
 def _started(folder: RunDir, node: dict[str, Any]) -> Started:
     result = folder.finished()
-    if result is not None and result.get("schema") != SCHEMA:
-        raise UserError(f"{folder.result}: schema {result.get('schema')}, this golf reads {SCHEMA}; train it again")
     standing = read_standing(folder) if result is None else standing_of(result)
+    if result is not None and (lacks := _lacks(result)):
+        result, standing = None, Standing("failed", message=f"its result.json has not {lacks}")
     config = {key: item for key, item in node["identity"].items() if key != "seed"}
     return Started(
         folder=folder.path,
@@ -150,6 +155,13 @@ def _started(folder: RunDir, node: dict[str, Any]) -> Started:
         config=dict(_flat(config)),
         config_hash=node["config_hash"],
     )
+
+
+def _lacks(result: dict[str, Any]) -> str:
+    """Name what a report needs and a result does not say; empty where it says all."""
+    if result.get("schema") != SCHEMA:
+        return f"schema {SCHEMA}, which this golf reads, but {str(result.get('schema'))[:20]}; train it again"
+    return ", ".join(missing(result, NEEDED, ("tokens", "bytes")))
 
 
 def row_of(name: str, runs: list[Started]) -> Row:
@@ -180,7 +192,7 @@ def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, item in node.items():
         if key == "_target_":
-            yield path, item.rsplit(".", 1)[-1]
+            yield path, str(item).rsplit(".", 1)[-1]
         else:
             yield from _flat(item, f"{path}.{key}" if path else key)
 
@@ -229,7 +241,9 @@ def traces(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for path in sorted((folder / "trace").glob("*.jsonl")):
         with contextlib.suppress(OSError, ValueError):
-            found[path.stem] = [parse_json(line) for line in read_text(path).splitlines()]
+            lines = [parse_json(line) for line in read_text(path).splitlines()]
+            if all(fits(line, Chunk) for line in lines):
+                found[path.stem] = lines
     return found
 
 

@@ -1,7 +1,7 @@
 """The book of a search: an Optuna study in a journal file beside its trials, so that a killed search goes on."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from golf.errors import UserError
+from golf.files import MOST_TEXT, opened, read_bytes
 from golf.nodes import plain
-from golf.rundir import illegal, write_atomic
+from golf.records import Count, Diverging, Record, fits
+from golf.rundir import illegal, write_bytes
 from golf.search.space import Search
 
 JOURNAL = "search.journal"
@@ -23,6 +25,26 @@ STATES = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "refused",  # its configuration was; a run that failed stays open, and is tried again
 }
+UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+
+
+class Defined(Record):
+    """What a journal says of its search."""
+
+    seed: Count
+    space: dict[str, Any]
+    configuration: str
+    registered: list[Count]
+
+
+class Entry(Record):
+    """A trial as a journal has it."""
+
+    values: dict[str, int | float | str | bool | None]
+    bpb: Diverging | None
+    step: Count | None
+    reason: str
+    folder: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +89,26 @@ class Book:
     def __init__(self, file: Path, search: Search):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search = search
+        try:
+            self._open(file)
+        except UNSOUND as error:
+            raise UserError(
+                f"{file}: is damaged ({type(error).__name__}); move it away, and the search begins anew in another "
+                "sweep_label"
+            ) from None
+
+    def _open(self, file: Path) -> None:
+        """Read the journal, all that is used of it: optuna takes what it holds at its word. Raises one of UNSOUND."""
+        if file.exists():
+            with opened(file):  # a pipe would be waited for
+                pass
         self.storage = JournalStorage(JournalFileBackend(str(file), HeldFolder(str(file))))
         begun = any(study.study_name == STUDY for study in self.storage.get_all_studies())
         opening = optuna.load_study if begun else optuna.create_study
-        self.study = opening(study_name=STUDY, storage=self.storage, pruner=_pruner(search))
+        self.study = opening(study_name=STUDY, storage=self.storage, pruner=_pruner(self.search))
+        said = self.study.user_attrs.get("search")
+        if not (said is None or fits(said, Defined)) or not all(fits(asdict(trial), Entry) for trial in self.trials()):
+            raise ValueError("holds another thing than a search")
 
     def define(self, base: str, seeds: tuple[int, ...]) -> None:
         """Write down what all trials have in common, or hold it against what stands there.
@@ -211,8 +249,8 @@ class Book:
 
 def mend(file: Path) -> None:
     """Cut off the last line of a journal where a kill left half of it: the next would be written behind it."""
-    if file.exists() and (text := file.read_text()) and not text.endswith("\n"):
-        write_atomic(file, text[: text.rfind("\n") + 1])
+    if file.exists() and (data := read_bytes(file, MOST_TEXT)) and not data.endswith(b"\n"):
+        write_bytes(file, data[: data.rfind(b"\n") + 1])
 
 
 def _pruner(search: Search) -> optuna.pruners.BasePruner:

@@ -1,6 +1,7 @@
 """Is a record folder whole and true to itself? What a maintainer would send back, found beforehand."""
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -40,12 +41,20 @@ def _code(folder: Path, record: Submission) -> Iterator[str]:
         yield f"{SCRIPT}: is not the file that {FILE} names (sha256)"
     try:
         names = modules_of(code)
-    except (SyntaxError, ValueError) as error:
-        yield f"{SCRIPT}: is no Python: {error}"
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        yield f"{SCRIPT}: is no Python: {error or type(error).__name__}"
         return
     for name in sorted(names):
-        if importlib.util.find_spec(name) is None:
+        if not _is_installed(name):
             yield f"{SCRIPT}: imports {name}, which is not installed here"
+
+
+def _is_installed(name: str) -> bool:
+    """Whether a module of this name is there. Nothing is imported."""
+    try:
+        return name in sys.builtin_module_names or importlib.util.find_spec(name) is not None
+    except ValueError:  # one that is being run, such as __main__
+        return True
 
 
 def _sizes(record: Submission) -> Iterator[str]:
@@ -89,7 +98,8 @@ def _log(folder: Path, seed: str, found: SeedResult, evaluator: str) -> Iterator
     for key, value in wanted.items():
         if said.get(key) != value:
             yield f"{found.log}: {key}={said.get(key)}, {FILE} says {value}"
-    if (score := (said.get("val_bpb") or {}).get(evaluator)) != found.val_bpb:
+    scores = said.get("val_bpb")
+    if (score := scores.get(evaluator) if isinstance(scores, dict) else None) != found.val_bpb:
         yield f"{found.log}: {evaluator} gave {score} BPB, {FILE} says {found.val_bpb}"
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from golf.arguments import one_of
 from golf.config import Run, check_owner
 from golf.errors import UserError
+from golf.records import Whole, read_record
 from golf.reports.load import Row, Started, Sweep, load, row_of
 from golf.requantise import check_artifact
-from golf.rundir import RunDir, read_json
+from golf.rundir import RunDir
 from golf.submission.bundle import bundle
 from golf.submission.pack import Packed, pack
 from golf.suggestions import hint
@@ -85,8 +86,7 @@ def gather(paths: Sequence[Path], row: str | None, ship: str) -> Entry:
     if not found.counted:
         raise UserError(f"run={paths[0]}: no run of {found.name} is finished; train it first")
     first = found.counted[0].folder
-    node = read_json(RunDir(first).config)
-    assert isinstance(node, dict)
+    node = _configuration(first)
     run: Run = typed(node["run"], "", Run)
     for counted in found.counted:
         _check_claims(counted)
@@ -100,10 +100,17 @@ def gather(paths: Sequence[Path], row: str | None, ship: str) -> Entry:
 def _check_claims(counted: Started) -> None:
     """Raise UserError where a run's configuration or artifact is not the one that was scored."""
     folder = RunDir(counted.folder)
-    node = read_json(folder.config)
-    assert isinstance(node, dict) and counted.result is not None
+    assert counted.result is not None
+    node = _configuration(counted.folder)
     check_owner(typed(node["run"], "", Run), node, f"run={folder.path}")
     check_artifact(folder, counted.result)
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    node = read_record(RunDir(folder).config, Whole)
+    if node is None:
+        raise UserError(f"run={folder}: its config.json is not whole; train the run again")
+    return node
 
 
 def source_of(run: Run) -> str:
@@ -138,6 +145,8 @@ def _of_runs(paths: Sequence[Path], row: str | None) -> tuple[Row, list[int]]:
     beside = [run for sweep in sweeps for part in sweep.rows.values() for run in part.runs]
     hashes = {run.config_hash for run in beside if run.folder.resolve() in named}
     chosen = [run for run in beside if run.config_hash in hashes]
+    if not chosen:
+        raise UserError(f"run={paths[0]}: has no readable config.json; name a folder that golf/train.py made")
     rows = {part.name for sweep in sweeps for part in sweep.rows.values() for run in part.runs if run in chosen}
     seeds = [seed for sweep in sweeps for seed in sweep.seeds]
     return row_of(min(rows), chosen), seeds

@@ -15,7 +15,6 @@ from typing import Any
 
 from golf.code_record import same_code
 from golf.errors import UserError
-from golf.files import read_text
 from golf.reports.load import Started
 from golf.reports.stats import summarize
 from golf.rundir import RunDir, environment
@@ -224,7 +223,7 @@ def command_of(entry: Entry) -> str:
 
 def overrides_of(run: Started) -> str:
     """golf's command line of a run, without what is no part of the recipe."""
-    words = shlex.split(read_text(run.folder / "command.txt"))[1:]
+    words = RunDir(run.folder).command()[1:]
     kept = [word for word in words if not word.lstrip("+~").startswith(OF_GOLF) and not word.startswith("-")]
     return shlex.join(kept)
 

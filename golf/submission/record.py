@@ -14,6 +14,8 @@ from golf.rundir import read_json
 FILE = "submission.json"
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
+FileName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # in the folder itself
+Bytes = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Strict(BaseModel):
@@ -43,16 +45,16 @@ class SeedResult(Strict):
 
     state: Text
     config_hash: Hash
-    log: str | None
+    log: FileName | None
     val_bpb: float | None = None
     val_loss: float | None = None
     pre_quant_val_bpb: float | None = None
     steps: int | None = None
     train_time_s: float | None = None
     eval_time_s: float | None = None
-    artifact_bytes: int | None = None
+    artifact_bytes: Bytes | None = None
     artifact_sha256: Hash | None = None
-    bytes_total: int | None = None
+    bytes_total: Bytes | None = None
     ran: Ran | None = None
 
 
@@ -91,10 +93,10 @@ class Submission(Strict):
     val_bpb: float
     val_loss: float
     val_bpb_std: float | None
-    bytes_total: int
-    bytes_code: int
-    bytes_model: int
-    cap_bytes: int
+    bytes_total: Bytes
+    bytes_code: Bytes
+    bytes_model: Bytes
+    cap_bytes: Bytes
     seeds: Annotated[list[int], Field(min_length=1)]
     seed_results: dict[str, SeedResult]
     hardware: Text

@@ -8,7 +8,6 @@ place, under a right checksum, as an adversary would. Memory is limited to what 
 """
 
 import argparse
-import copy
 import json
 import random
 import resource
@@ -31,34 +30,14 @@ from golf.artifact.sections import checksum
 from golf.conf_files import load_part
 from golf.errors import UserError
 from golf.quant.salient import SalientConfig
+from tests.helpers.mutations import as_text, change
 from tests.helpers.quant import quant_of, written_artifact
 from tests.helpers.runs import TOY, composed
 
 QUANTS = {"int6": "zstd", "int6_lqer": "entropy", "ternary": "lzma", "int8": "brotli", "int6_awq": "entropy"}
 LANES = 512  # of the entropy coder: a step takes a column of a whole matrix
 MORE_BYTES = 2**30  # that reading may take beside what the process has
-DEEP = "stands for a list in a list in a list ..."
 SECONDS = 20.0  # that one file may take
-SCALARS: list[Any] = [
-    0,
-    -1,
-    1,
-    2,
-    7,
-    2**31,
-    2**63,
-    10**30,
-    0.5,
-    float("inf"),
-    "",
-    "x",
-    "int8",
-    None,
-    True,
-    [],
-    {},
-    [[]],
-]
 
 
 def artifacts(folder: Path) -> list[bytes]:
@@ -72,36 +51,6 @@ def artifacts(folder: Path) -> list[bytes]:
                 chosen.columns = 8
         blobs.append(written_artifact(run, folder)[0].read_bytes())
     return blobs
-
-
-def places(node: Any) -> list[tuple[Any, Any]]:
-    """(container, key) of everything in a JSON tree."""
-    found = []
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        found += [(node, key), *places(value)]
-    return found
-
-
-def change_header(header: dict[str, Any], rng: random.Random) -> None:
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        container, key = rng.choice(places(header))
-        kind = rng.randrange(6)
-        if kind == 0:
-            del container[key]
-        elif kind == 1:
-            container[key] = copy.deepcopy(rng.choice(SCALARS))
-        elif kind == 2 and isinstance(container, list):
-            container.append(copy.deepcopy(container[key]))
-        elif kind == 3 and isinstance(container[key], int | float):
-            container[key] *= rng.choice((-1, 2, 10**6, 0.5))
-        elif kind == 4:
-            other, place = rng.choice(places(header))
-            container[key] = copy.deepcopy(other[place])
-        else:
-            container[key] = DEEP
-        if not places(header):
-            return
 
 
 def mutated(blob: bytes, rng: random.Random) -> tuple[str, bytes]:
@@ -119,8 +68,8 @@ def mutated(blob: bytes, rng: random.Random) -> tuple[str, bytes]:
         cut = rng.choice((len(payload), len(payload), rng.randrange(len(payload))))
         return kind, seal(packed, bytes(payload[:cut]))
     header = json.loads(zlib.decompress(packed))
-    change_header(header, rng)
-    text = json.dumps(header).replace(f'"{DEEP}"', "[" * 100_000 + "]" * 100_000).encode()
+    change(header, rng)
+    text = as_text(header)
     return kind, seal(zlib.compress(text if rng.randrange(20) else text[:-1]), bytes(payload))
 
 
