@@ -7,18 +7,20 @@ fineweb_train_000000.bin and so on, and the like for val.
 
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from golf.errors import UserError
-from golf.fields import positive
+from golf.fields import OPERATIONAL, positive
 from golf.files import MOST_TEXT, parse_json, read_bytes
 from golf.tokens.prepare import DataConfig, Log, Prepared, Split, describe_split
 from golf.tokens.shards import TokenStream, check_ids, file_sha256, open_shard, write_shard
 from golf.tokens.tokenizer import ByteCounter, load_tokenizer
+
+BYTES_OFF = 1e-4  # published totals of one text differ by 0.005 %: each leaves out another end
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,7 +29,8 @@ class FinewebConfig(DataConfig):
 
     The last of these also gives the tune split: whole documents, at least `tune_tokens`, from the first that
     begins in it. The rest of that shard stays in train; so it is for one shard and for many. `revision` null
-    is the newest.
+    is the newest. val_bytes: what published scores of this text divide by, whatever the tokenizer, within BYTES_OFF;
+    null: nothing was published.
     """
 
     stock_tokenizer: ClassVar[bool] = True
@@ -37,10 +40,11 @@ class FinewebConfig(DataConfig):
     variant: str
     train_shards: int
     tune_tokens: int
+    val_bytes: int | None = field(default=None, metadata=OPERATIONAL)
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
-        positive(train_shards=self.train_shards, tune_tokens=self.tune_tokens)
+        positive(train_shards=self.train_shards, tune_tokens=self.tune_tokens, val_bytes=self.val_bytes)
 
     def corpus(self) -> str:
         return f"fineweb_{self.variant}"
@@ -48,6 +52,14 @@ class FinewebConfig(DataConfig):
     def identity(self) -> dict[str, Any]:
         names = ("repo_id", "revision", "root", "variant", "train_shards", "tune_tokens")
         return {name: getattr(self, name) for name in names}
+
+    def check_bytes(self, prepared: Prepared) -> None:
+        found = prepared.splits["val"].bytes or 0
+        if self.val_bytes is not None and abs(found / self.val_bytes - 1) > BYTES_OFF:
+            raise UserError(
+                f"data.val_bytes={self.val_bytes}: the scored text of {self.repo_id} has {found} bytes by "
+                "its tokenizer, so its scores would not be those of the published text; null accepts another text"
+            )
 
     def build(self, folder: Path, data_dir: Path, log: Log) -> Prepared:
         """Download (resumed where it broke off), check, and cut the tune split."""

@@ -22,7 +22,7 @@ from golf.files import MOST_TEXT, parse_json, read_bytes
 from golf.hashes import sha256_of
 from golf.rundir import require_writable
 from golf.tokens.shards import TokenStream, file_sha256, open_shard
-from golf.tokens.tokenizer import ByteCounter
+from golf.tokens.tokenizer import ByteCounter, check_symbols
 
 FORMAT = 1  # raise it when the same settings come to give other tokens or another manifest
 SPLITS = ("train", "val", "tune")
@@ -142,7 +142,10 @@ class Prepared:
         return prepared
 
     def verify(self) -> None:
-        """check(), and every file's sha256: of large ones that nobody has touched, the one that is known."""
+        """check(), and every file's sha256: of large ones that nobody has touched, the one that is known.
+
+        Raises UserError for a file that changed, and for a tokenizer whose bytes cannot be counted.
+        """
         self.check()
         pairs = [(self.tokenizer, self.tokenizer_sha256)]
         for split in self.splits.values():
@@ -153,6 +156,7 @@ class Prepared:
                     f"{path}: its bytes changed since it was prepared (sha256 differs); delete the folder "
                     f"{self.folder} and prepare it again"
                 )
+        check_symbols(self.tokenizer)
 
 
 def describe_split(shards: list[Path], counter: ByteCounter, bos_id: int) -> Split:
@@ -212,23 +216,28 @@ class DataConfig:
                 temporary.mkdir()
                 try:
                     prepared = self.build(temporary, data_dir, log)
+                    check_symbols(prepared.tokenizer)
+                    self.check_bytes(prepared)
                     (temporary / MANIFEST).write_text(json.dumps(prepared.to_dict(), indent=1) + "\n")
                     temporary.rename(folder)
                 except BaseException:
                     shutil.rmtree(temporary, ignore_errors=True)
                     raise
-        prepared = Prepared.load(folder)
-        prepared.verify()
-        return prepared
+        return self._load(folder)
 
     def find(self, data_dir: Path) -> Prepared | None:
         """The prepared data if it is there already; downloads and trains nothing."""
         folder = self.folder(data_dir)
-        if not folder.exists():
-            return None
+        return self._load(folder) if folder.exists() else None
+
+    def _load(self, folder: Path) -> Prepared:
         prepared = Prepared.load(folder)
         prepared.verify()
+        self.check_bytes(prepared)
         return prepared
+
+    def check_bytes(self, prepared: Prepared) -> None:
+        """Raise UserError where the scored text has not as many bytes as were published of it."""
 
     def folder(self, data_dir: Path) -> Path:
         """Where these settings are, or would be, prepared."""

@@ -3,7 +3,9 @@
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,23 @@ PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 # The trainer drops sentences over 4,192 bytes without a word; this many characters are at most 4,000 bytes.
 LINE_CHARACTERS = 1000
 BATCH_CHARACTERS = 4_000_000
+SETTINGS: dict[str, Any] = {  # of the challenge's exporter
+    "model_type": "bpe",
+    "character_coverage": 0.999,
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "nmt_nfkc",
+    "add_dummy_prefix": False,
+    "pad_id": PAD_ID,
+    "bos_id": BOS_ID,
+    "eos_id": EOS_ID,
+    "unk_id": UNK_ID,
+    "hard_vocab_limit": False,
+    "minloglevel": 2,
+}
+# Ways to unify characters that keep their case; the challenge's tokenizers have the first.
+NORMALISERS = ("nmt_nfkc", "nfkc", "identity")
+WAIT_FOR_BYTES = "nothing here counts the bytes of the text before that; use a tokenizer of the text as it is"
 
 
 def training_lines(documents: Iterable[str]) -> Iterator[str]:
@@ -58,25 +77,10 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> No
 
 def _trained(documents: list[str], vocab_size: int, **more: Any) -> bytes:
     """The file of a trained model. more: settings beyond the challenge's."""
-    model = io.BytesIO()
+    model = io.BytesIO()  # no path of this machine gets into the model
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=training_lines(documents),
-            model_writer=model,  # no path of this machine gets into the model
-            model_type="bpe",
-            vocab_size=vocab_size,
-            character_coverage=0.999,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="nmt_nfkc",
-            add_dummy_prefix=False,
-            pad_id=PAD_ID,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            hard_vocab_limit=False,
-            minloglevel=2,
-            **more,
+            sentence_iterator=training_lines(documents), model_writer=model, vocab_size=vocab_size, **(SETTINGS | more)
         )
     except RuntimeError as error:
         needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
@@ -130,6 +134,58 @@ def _batches(documents: list[str]) -> Iterator[list[str]]:
         yield batch
 
 
+def _refuse_transformed(path: Path, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+    """Raise UserError for tokenizers of transformed text, whose bytes are not those of the original.
+
+    Private-use characters in pieces are marks that a transform put into the text (CaseOps, PR 1729), and count 3 bytes
+    each where the original has none; a normaliser that folds case makes another text (PR 1873).
+    """
+    for index in range(tokenizer.vocab_size()):
+        piece = tokenizer.id_to_piece(index)
+        if any(unicodedata.category(character) == "Co" for character in piece):
+            raise UserError(f"{path}: piece {index}, {piece!a}, marks a transform of the text; {WAIT_FOR_BYTES}")
+    if _without_spaces(tokenizer.normalize(_characters())) not in _normalised():
+        raise UserError(f"{path}: its normaliser changes letters (it folds case, it seems); {WAIT_FOR_BYTES}")
+
+
+def check_symbols(path: Path) -> None:
+    """Raise UserError for a tokenizer whose own symbols, or whose way back to text, mark a transform of the text.
+
+    A user-defined symbol is a mark unless it is white space, which stands for itself.
+    """
+    from sentencepiece import sentencepiece_model_pb2  # a submission counts bytes without it
+
+    proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    model = proto.ModelProto.FromString(path.read_bytes())
+    if model.denormalizer_spec.precompiled_charsmap:
+        raise UserError(f"{path}: changes text again where it decodes; {WAIT_FOR_BYTES}")
+    for index, piece in enumerate(model.pieces):
+        symbol = piece.piece.replace(SPACE, " ")
+        if piece.type == proto.ModelProto.SentencePiece.USER_DEFINED and not symbol.isspace():
+            raise UserError(
+                f"{path}: piece {index}, {symbol!a}, is a user-defined symbol, which marks a transform of the text; "
+                + WAIT_FOR_BYTES
+            )
+
+
+@cache
+def _characters() -> str:
+    """All letters, digits and signs of Unicode's first plane."""
+    return "".join(c for c in map(chr, range(1 << 16)) if unicodedata.category(c)[0] in "LNPS")
+
+
+@cache
+def _normalised() -> set[str]:
+    """_characters as the normalisers that keep them give them back."""
+    rules = (sentencepiece.SentencePieceNormalizer(rule_name=name) for name in NORMALISERS)
+    return {_without_spaces(rule.normalize(_characters())) for rule in rules}
+
+
+def _without_spaces(text: str) -> str:
+    """A text without the spaces that settings other than the rule put in or take out."""
+    return text.replace(SPACE, "").replace(" ", "")
+
+
 class ByteCounter:
     """How many UTF-8 bytes of text each token stands for: the denominator of bits per byte.
 
@@ -148,6 +204,7 @@ class ByteCounter:
         """Tables of a .model file. UserError for tokenizers whose bytes the rule cannot count exactly."""
         tokenizer = load_tokenizer(path)
         ids = range(tokenizer.vocab_size())
+        _refuse_transformed(path, tokenizer)
         if sum(map(tokenizer.is_byte, ids)) != 256:
             raise UserError(
                 f"{path}: has no byte fallback, so unknown characters have no bytes to count; use a "

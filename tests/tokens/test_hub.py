@@ -203,3 +203,20 @@ def test_a_val_split_of_another_size_than_published_is_found(hub, config, tmp_pa
     write_shard(hub.val[-1], np.array(open_shard(hub.val[-1]))[:-1])
     with pytest.raises(UserError, match="its manifest says"):
         config.prepare(tmp_path, quiet)
+
+
+@pytest.mark.parametrize("off", [0, 9e-5, -9e-5])
+def test_the_scored_text_has_the_published_bytes(hub, config, tmp_path, off):
+    found = config.prepare(tmp_path / "data", quiet).splits["val"].bytes
+    config.val_bytes = round(found * (1 + off))
+    assert config.prepare(tmp_path / "other", quiet) and config.find(tmp_path / "data")
+
+
+@pytest.mark.parametrize("off", [0.08, -0.08, 2e-4, -2e-4])
+def test_scored_text_of_other_bytes_than_published_is_refused(hub, config, tmp_path, off):
+    found = config.prepare(tmp_path / "data", quiet).splits["val"].bytes
+    config.val_bytes = round(found * (1 + off))
+    for folder in ("data", "other"):
+        with pytest.raises(UserError, match=rf"val_bytes={config.val_bytes}: the scored text .* has {found} bytes"):
+            config.prepare(tmp_path / folder, quiet)
+    assert not config.folder(tmp_path / "other").exists(), "what is refused is not kept"

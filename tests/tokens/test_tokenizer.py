@@ -1,4 +1,6 @@
+import json
 import unicodedata
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from golf.errors import UserError
 from golf.tokens import tokenizer as tokenizer_module
+from golf.tokens.corpora import TextConfig
 from golf.tokens.tokenizer import (
     BOS_ID,
     ByteCounter,
@@ -17,6 +20,7 @@ from golf.tokens.tokenizer import (
     train_tokenizer,
     training_lines,
 )
+from golf.tokens.verify import verify_prepared
 from tests.helpers.texts import TRICKY
 from tests.helpers.tiers import slow
 from tests.tokens.helpers import toy_documents
@@ -171,6 +175,53 @@ def test_tokenizers_whose_bytes_cannot_be_counted_are_refused(tmp_path, options,
         )
     with pytest.raises(UserError, match=message):
         ByteCounter.from_tokenizer(path)
+
+
+TRANSFORMED = {
+    "U+E001": ({"user_defined_symbols": ["\ue001", "\ue002"]}, r"piece 4, '\\ue001', marks a transform"),
+    "planes 15 and 16": ({"control_symbols": ["\U0010fffd"]}, r"'\\U0010fffd', marks a transform"),
+    "a word": ({"user_defined_symbols": ["<up>"]}, "piece 4, '<up>', is a user-defined symbol"),
+    "folded case": ({"normalization_rule_name": "nmt_nfkc_cf"}, "changes letters"),
+    "folded case, no NMT": ({"normalization_rule_name": "nfkc_cf"}, "changes letters"),
+    "a rule of one's own": ({"normalization_rule_tsv": "RULE"}, "changes letters"),
+    "another text decoded": ({"denormalization_rule_tsv": "RULE"}, "changes text again where it decodes"),
+}
+KEPT = {
+    "NFKC": {"normalization_rule_name": "nfkc"},
+    "text as it is": {"normalization_rule_name": "identity"},
+    "all spaces": {"remove_extra_whitespaces": False},
+    "a space in front": {"add_dummy_prefix": True},
+    "line ends": {"user_defined_symbols": ["\n", "\t"]},
+    "control symbols": {"control_symbols": ["<x>"]},
+}
+
+
+def prepared_with(options, folder):
+    """A prepared folder whose tokenizer was trained with other options."""
+    config = TextConfig(
+        path=str(folder / "text.jsonl"), vocab_size=400, text_key="text", separator=None, val_one_in=4, tune_one_in=4
+    )
+    texts = list(toy_documents(60, seed=1))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "rule.tsv").write_text("41\t61 62\n")
+    options = {key: str(folder / "rule.tsv") if value == "RULE" else value for key, value in options.items()}
+    trained = tokenizer_module._trained
+    with patch.object(tokenizer_module, "_trained", lambda texts, size: trained(texts, size, **options)):
+        return config.prepare(folder / "data", log=lambda message: None)
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_tokenizers_of_transformed_text_are_refused(tmp_path, name):
+    options, message = TRANSFORMED[name]
+    with pytest.raises(UserError, match=message):
+        prepared_with(options, tmp_path)
+    assert list((tmp_path / "data/prepared").glob("text-*/")) == [], "what is refused is not kept"
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_tokenizers_of_the_text_as_it_is_are_taken(tmp_path, name):
+    prepared = prepared_with(KEPT[name], tmp_path)
+    verify_prepared(prepared, log=lambda message: None)
 
 
 def test_a_tokenizer_without_a_token_for_the_space_is_refused(model, tmp_path):
