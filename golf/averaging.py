@@ -33,6 +33,10 @@ class Averager:
     def update(self, weights: Weights, tick: Tick) -> None:
         """Take in the weights after the optimizer step that began at `tick`."""
 
+    def never_begun(self) -> list[str]:
+        """Return the keys of averages that took no weights at all."""
+        return []
+
     def averages(self, weights: Weights) -> dict[str, Tensor]:
         """name -> averaged parameter; weights: the last ones. What it gives is not to be written to."""
         return dict(weights)
@@ -160,6 +164,18 @@ class Snapshots(Averager):
     def take(self, snapshot: dict[str, Tensor]) -> None:
         raise NotImplementedError
 
+    def never_begun(self) -> list[str]:
+        return [*self.of.never_begun(), *(["average.every_steps"] if self.empty else [])]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no snapshot was taken."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> bool:
+        return self.empty and self.of.identity
+
     def state(self) -> dict[str, Tensor]:
         return pack({"of": self.of.state()})
 
@@ -197,8 +213,8 @@ class SWA(Snapshots):
         self.mean: dict[str, Tensor] = {}
 
     @property
-    def identity(self) -> bool:
-        return self.taken == 0 and self.of.identity
+    def empty(self) -> bool:
+        return self.taken == 0
 
     def name(self) -> str:
         return f"SWA of {self.taken} x {self.of.name()}" if self.taken else self.of.name()
@@ -254,8 +270,8 @@ class LAWA(Snapshots):
         self.kept: deque[dict[str, Tensor]] = deque(maxlen=count)
 
     @property
-    def identity(self) -> bool:
-        return not self.kept and self.of.identity
+    def empty(self) -> bool:
+        return not self.kept
 
     def name(self) -> str:
         return f"LAWA of {len(self.kept)} x {self.of.name()}" if self.kept else self.of.name()

@@ -15,6 +15,7 @@ from golf.models.lm import LM
 from golf.nodes import configs
 from golf.qat import rounding_formats
 from golf.schedules import Start, Tick
+from golf.stages import never_begun
 from golf.tokens.prepare import Prepared
 
 
@@ -45,13 +46,13 @@ def check(run: Run) -> None:
             )
     if run.qat is not None:
         rounding_formats(model, run.quant)
-    _check_starts(run)
     if run.late is not None:
         _check_late(run, run.late)
+    _check_starts(run, model)
     run.log.check()
 
 
-def _check_starts(run: Run) -> None:
+def _check_starts(run: Run, model: LM) -> None:
     """Raise UserError for a stage that would never begin, in the steps that there will be.
 
     By the wall clock their number is not known: there only what the schedule never comes down to is.
@@ -61,6 +62,11 @@ def _check_starts(run: Run) -> None:
     for path, part in configs(run):
         if isinstance(part, Start) and not part.reached(end):
             raise UserError(_never(path, part, end, steps))
+    for path in () if steps is None else never_begun(run, model.stack.starts, end):
+        raise UserError(
+            f"{path}: never begins, as the last of {steps} steps begins at {end.progress:.4g} of the run; give the run "
+            "more steps, or leave it out"
+        )
     for path, part in configs(run):
         every, start = getattr(part, "every_steps", None), getattr(part, "start", None)
         if steps is None or every is None or not isinstance(start, Start):

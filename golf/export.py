@@ -219,6 +219,7 @@ def _setting_part(run: Recipe, state: LoopState, ranks: Ranks, trained: Trained)
     broken = broken_rules(run)
     return {
         "average": trained.averager.name(),
+        "never_begun": trained.never_begun,
         "deterministic": run.budget.clock == "steps" and state.step == run.budget.max_steps,
         "world_size": ranks.world,
         "threads": torch.get_num_threads(),

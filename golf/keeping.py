@@ -38,7 +38,7 @@ class LoopState:
     """What must survive a restart, beside tensors and the loader's position.
 
     codes: what made it so far (golf/code_record.py); step_seconds: one entry a step; earlier_seconds: what processes
-    before this one took, up to the last save.
+    before this one took, up to the last save; progress, decay: of the last step's tick.
     """
 
     step: int = 0
@@ -46,6 +46,8 @@ class LoopState:
     train_seconds: float = 0.0
     train_tokens: int = 0
     saved_step: int | None = None
+    progress: float = 0.0
+    decay: float = 1.0
     phases: dict[str, Any] = field(default_factory=dict)
     codes: list[dict[str, Any]] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)

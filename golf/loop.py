@@ -30,6 +30,7 @@ from golf.qat import QAT
 from golf.schedules import Tick
 from golf.scoring import Scoring
 from golf.sinks import Sink
+from golf.stages import never_begun
 from golf.tokens.prepare import Prepared
 
 RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
@@ -39,12 +40,13 @@ SETTLED_STEPS = 5  # before so many there is no estimate: the first may have wai
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training leaves in memory."""
+    """What training leaves in memory. never_begun: keys of what was asked for and the run was too short for."""
 
     model: LM
     averager: Averager
     scoring: Scoring
     backend: Backend
+    never_begun: list[str]
 
 
 class Stopped(BaseException):
@@ -188,7 +190,7 @@ def train(
             averager.update(weights_of(model), tick)
 
             loss, seconds = exchange(nll, started, ranks)
-            state.step += 1
+            state.step, state.progress, state.decay = state.step + 1, tick.progress, tick.decay
             state.train_tokens += shape.tokens
             state.train_seconds += seconds
             state.step_seconds.append(seconds)
@@ -199,7 +201,11 @@ def train(
                 )
             record = describe(run, state, loss, multiplier)
     loader.close()
-    return Trained(model, averager, scoring, backend)
+    last = Tick(state.step - 1, state.progress, 0.0, state.decay)
+    missed = [*never_begun(run, model.stack.starts, last), *averager.never_begun()]
+    if missed:
+        sinks.note(f"never begun, though asked for: {', '.join(missed)}")
+    return Trained(model, averager, scoring, backend, missed)
 
 
 def describe(run: Recipe, state: LoopState, loss: float, multiplier: float) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class Trained(Record):
     peak_memory_bytes: Count | None = None
     attention: Attention | None = None
     codes: list[Code] | None = None
+    never_begun: list[str] | None = None
     deterministic: bool | None = None
     device: str | None = None
     precision: str | None = None

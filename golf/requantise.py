@@ -143,7 +143,7 @@ def derive(source: Source, run: Run, sinks: Sink, command: list[str], make: Make
                 pre_quant_bpb = scoring.score(model).bpb
         broken = [*broken_rules(run), *of_training(source.result["legality"])]
         average, counted, limit = source.result["average"], ledger.counted(), run.budget.max_seconds
-        measured = {key: source.result.get(key) for key in KEPT} | {
+        measured = {key: source.result.get(key) for key in (*KEPT, "never_begun")} | {
             **score_artifact(run, keeping, model, average, scoring, pre_quant_bpb, ranks, sinks, ledger),
             "phases": ledger.phases,
             "counted_seconds": counted,

@@ -67,6 +67,8 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     }
     if not result["in_time"]:
         rows["OVER TIME"] = f"{result['counted_seconds']:.1f} s count as training"
+    if result.get("never_begun"):
+        rows["NEVER BEGUN"] = ", ".join(result["never_begun"])
     if len(result["codes"] or []) > 1:
         rows["CODES"] = f"made by {len(result['codes'])} codes, from steps " + ", ".join(
             str(code["from_step"]) for code in result["codes"]

@@ -87,6 +87,8 @@ def marks(result: dict[str, Any]) -> list[str]:
     found = ["ILLEGAL"] if illegal(result) else []
     if isinstance(codes, list) and len(codes) > 1:
         found.append(f"MADE BY {len(codes)} CODES")
+    if missed := result.get("never_begun"):
+        found.append(f"NEVER BEGUN: {', '.join(missed)}")
     return found
 
 

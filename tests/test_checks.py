@@ -149,3 +149,21 @@ def test_a_stage_that_no_step_reaches_is_refused(overrides: list[str], message: 
 ])  # fmt: skip
 def test_a_stage_of_the_last_step_is_a_stage(overrides: list[str]) -> None:
     check(tiny("budget.max_steps=20", "average=swa", ONE_START, *overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides, key",
+    [
+        (["model/stack=recurrence", "model.stack.loop.again=[0.97]"], r"model\.stack\.loop\.again"),
+        (["curriculum=batch", "curriculum.batch.parts=2", "curriculum.batch.steps=20"], r"curriculum\.batch"),
+        (["curriculum=length", "curriculum.length.share=1.0"], r"curriculum\.length"),
+    ],
+)
+def test_what_no_step_of_the_model_or_the_curriculum_reaches_is_refused(overrides: list[str], key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}: never begins, as {LAST}\.95 of the run"):
+        check(tiny("budget.max_steps=20", *overrides))
+
+
+def test_what_the_last_step_of_the_model_or_the_curriculum_reaches_is_taken() -> None:
+    check(tiny("budget.max_steps=20", "model/stack=recurrence", "model.stack.loop.again=[0.95]"))
+    check(tiny("budget.max_steps=20", "curriculum=batch", "curriculum.batch.parts=2", "curriculum.batch.steps=19"))

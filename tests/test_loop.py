@@ -20,7 +20,7 @@ from golf.dist import Ranks
 from golf.errors import RunError, UserError
 from golf.keeping import LoopState
 from golf.loop import accumulate, warm_up
-from golf.rundir import RunDir, choose_folder
+from golf.rundir import RunDir, choose_folder, marks
 from golf.scoring import Scoring
 from golf.worker import PREEMPTIONS, explain, main
 from tests.helpers.runs import Job, assert_same_run
@@ -303,6 +303,34 @@ def test_wall_clock_runs_say_so_and_stop_in_time(job: Callable[..., Job]) -> Non
     one.here()
     result = one.result()
     assert not result["deterministic"] and 0.5 <= result["train_seconds"] < 5
+
+
+LONG = {"average.every_steps": "average.every_steps=100000", "curriculum.batch": "curriculum.batch.steps=100000"}
+CLOCKS = {
+    "seconds": ("budget.clock=seconds", "budget.max_steps=null", "budget.max_seconds=0.05"),
+    "steps, cut off": ("budget.max_steps=1000000", "budget.max_seconds=0.05"),
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+def test_what_never_began_is_said_and_marked(clock: tuple[str, ...], job: Callable[..., Job]) -> None:
+    """Where the clock ends a run no check beforehand can know the number of steps."""
+    start = ("average.start.progress=0.0", "average.start.rate_below=null")
+    one = job(*clock, "average=swa", *start, "curriculum=batch", "curriculum.batch.parts=2", *LONG.values())
+    assert "never begun, though asked for: curriculum.batch, average.every_steps" in one.here()
+    result = one.result()
+    assert result["never_begun"] == ["curriculum.batch", "average.every_steps"]
+    assert marks(result) == ["NEVER BEGUN: curriculum.batch, average.every_steps"]
+    late = job("budget.max_steps=1000000", "budget.max_seconds=0.05", "qat=late", "late=replay")
+    late.here()
+    assert late.result()["never_begun"] == ["late.start", "qat.strength.start", "late"]
+
+
+def test_all_that_began_is_no_mark(job: Callable[..., Job]) -> None:
+    start = ("qat.strength.start.progress=0.8", "qat.strength.start.rate_below=null")
+    one = job("average=swa", "average.every_steps=1", "qat=late", *start, "schedule=cooldown")
+    one.here()
+    assert one.result()["never_begun"] == [] and marks(one.result()) == []
 
 
 def test_finished_folders_and_reruns(job: Callable[..., Job]) -> None:
