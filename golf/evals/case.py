@@ -186,7 +186,7 @@ class Case:
             place_N[here] = here - start + size
             pieces.append(self.stream[start:stop])
             size += stop - start
-        if place_N[-1] == NOTHING or k == len(self.stream) - 1:  # else the last text is whole, and no BOS follows it
+        if stop < len(self.stream):  # else the last text is whole, and no BOS ends it
             pieces.append(np.array([self.bos_id], self.stream.dtype))
         return np.concatenate(pieces), place_N
 

@@ -16,7 +16,7 @@ import torch
 from golf.dist import Ranks
 from golf.evals.book import NOTHING, Book, Declared, Score, TraceLine
 from golf.evals.lesson import Lesson, lesson_of, tensor
-from golf.evals.scorers import FixedConfig, Scorer, ScorerConfig, Window
+from golf.evals.scorers import ORDER, FixedConfig, Scorer, ScorerConfig, Window
 from golf.fields import OPERATIONAL, one_of, positive
 from golf.models.lm import LM, declared_length
 from golf.nodes import configs
@@ -84,12 +84,25 @@ class EvaluatorConfig:
         """The same, with what takes many documents brought forward, so that little text meets all that it does."""
         return self
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """As of ScorerConfig, of the whole."""
+        raise NotImplementedError
+
     def describe(self) -> str:
         return f"{self.chosen.describe()}; {self.notes}"
 
     @property
     def chosen(self) -> ScorerConfig:
         return self.scorer or FixedConfig()
+
+    def check_rows(self) -> None:
+        """Raise ValueError where a scorer trains on rows longer than the windows that positions are made for."""
+        for path, part in configs(self.chosen):
+            length = getattr(part, "length", 0)
+            if length > self.length:
+                key = f"scorer.{path}.length".replace("..", ".")
+                raise ValueError(f"{key}={length} is more than a window; at most length={self.length}")
 
     @property
     def caches(self) -> bool:
@@ -219,16 +232,23 @@ class WindowsConfig(EvaluatorConfig):
             raise ValueError("scorer: learns for each document; take an evaluator of documents, such as eval=ttt_lora")
         if self.caches:
             raise ValueError("scorer.cache=true: each window begins at another token; take an evaluator of documents")
+        self.check_rows()
         if self.chunk_tokens is None and self.chosen.learns:
             raise ValueError(
                 f"chunk_tokens=None: the scorer would have nothing to learn from; try chunk_tokens={32 * self.length}"
             )
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """Windows of one round are beside one another, and nobody learns until all of them are graded."""
+        return {ORDER: "a window holds the text before it, of whatever document"}
+
     def shortened(self, length: int) -> Self:
         """Chunks of two windows at most."""
         length = min(length, self.length)
         stride = self.stride and -(-self.stride * length // self.length)
-        return replace(self, length=length, stride=stride, chunk_tokens=self.chunk_tokens and 2 * length)
+        scorer = self.scorer and self.scorer.shortened(length)
+        return replace(self, length=length, stride=stride, chunk_tokens=self.chunk_tokens and 2 * length, scorer=scorer)
 
     def rounds(
         self, stream: np.ndarray, bos_id: int, ranks: Ranks, declared: Declared | None = None
@@ -291,13 +311,19 @@ class DocumentsConfig(EvaluatorConfig):
         one_of("order", self.order, ("stream", "longest"))
         if self.caches and not self.chosen.learns:
             raise ValueError("scorer.cache=true: nothing learns, so first windows are one forward; set cache=false")
+        self.check_rows()
         if self.chunk_tokens > self.length:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is more than a window; at most length={self.length}")
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        return self.chosen.depends_on
 
     def shortened(self, length: int) -> Self:
         """Chunks in the same proportion."""
         length = min(length, self.length)
-        return replace(self, length=length, chunk_tokens=-(-self.chunk_tokens * length // self.length))
+        scorer = self.scorer and self.scorer.shortened(length)
+        return replace(self, length=length, chunk_tokens=-(-self.chunk_tokens * length // self.length), scorer=scorer)
 
     def in_brief(self) -> Self:
         """Two documents at once, so that a few make several batches."""

@@ -1,5 +1,6 @@
 """Training weights at evaluation, on text that is graded: the optimizers, and one pass over rows on all ranks."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,15 @@ class AdamWLearnerConfig(LearnerConfig):
     def build(self, groups: list[dict]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay)
+
+
+def learning_copy(model: LM) -> LM:
+    """Return a copy with weights in fp32, of which none asks for a gradient yet. In bf16 small steps are rounded away,
+    and the sum of a gradient over ranks depends on how many there are."""
+    copied = copy.deepcopy(model).requires_grad_(False)
+    for w in copied.parameters():
+        w.data = w.data.float()
+    return copied
 
 
 def lesson_loss(model: LM, rows_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
-from golf.evals.scorers import Around, Graded, Scorer, ScorerConfig, Window
+from golf.evals.scorers import BESIDE, ORDER, Around, Graded, Scorer, ScorerConfig, Window
 from golf.fields import between, positive
 from golf.models.lm import LM
 
@@ -43,6 +43,11 @@ class NGramConfig(ScorerConfig):
         positive(strength=self.strength)
         if self.scorer.documents:
             raise ValueError("scorer: learns for each document; counts go with a scorer of one stream")
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        reason = "all text that was graded is counted"
+        return {ORDER: reason, BESIDE: reason}
 
     def open(self, model: LM, ranks: Ranks) -> "NGram":
         V = model.embed.table_VD.shape[0]

@@ -19,6 +19,8 @@ from golf.evals.cache import Cache
 from golf.fields import OPERATIONAL, between, positive
 from golf.models.lm import LM
 
+ORDER, BESIDE = "order", "beside"  # of the documents; the text of documents that are under way at once
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -91,12 +93,25 @@ class ScorerConfig:
         """Whether what was graded changes what comes after, so that each chunk has to be graded by itself."""
         return True
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """ORDER, BESIDE: what a score depends on besides the text before it in its document or window, and why.
+
+        Nothing else may move a score: not batch_tokens, ranks or shards, nor how tokens are numbered, nor what is
+        graded later (tests/metamorphic).
+        """
+        raise NotImplementedError
+
     def open(self, model: LM, ranks: Ranks) -> Scorer:
         """A scorer at the start of a stream; the model is left as it is."""
         raise NotImplementedError
 
     def in_brief(self) -> Self:
         """The same, with what comes after many documents brought forward (EvaluatorConfig.in_brief)."""
+        return self
+
+    def shortened(self, length: int) -> Self:
+        """The same, with rows of so many tokens at most where it trains on rows of its own."""
         return self
 
     def describe(self) -> str:
@@ -115,6 +130,10 @@ class FixedConfig(ScorerConfig):
     @property
     def learns(self) -> bool:
         return False
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        return {}
 
     def open(self, model: LM, ranks: Ranks) -> "Scorer":
         return Cached(model) if self.cache else Fixed(model)
@@ -168,8 +187,15 @@ class TemperatureConfig(ScorerConfig):
     def learns(self) -> bool:
         return self.scorer.learns
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        return self.scorer.depends_on
+
     def in_brief(self) -> Self:
         return replace(self, scorer=self.scorer.in_brief())
+
+    def shortened(self, length: int) -> Self:
+        return replace(self, scorer=self.scorer.shortened(length))
 
     def describe(self) -> str:
         return f"temperature {self.temperature:g} on {self.scorer.describe()}"
@@ -229,11 +255,19 @@ class MixtureConfig(ScorerConfig):
     def documents(self) -> bool:
         return any(part.documents for part in self.parts().values())
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        reason = "scorers weigh by how well they did on all text that was graded"
+        return {ORDER: reason, BESIDE: reason}
+
     def open(self, model: LM, ranks: Ranks) -> "Mixture":
         return Mixture(self, {name: part.open(model, ranks) for name, part in self.parts().items()}, ranks)
 
     def in_brief(self) -> Self:
         return replace(self, scorers={name: part.in_brief() for name, part in self.parts().items()})
+
+    def shortened(self, length: int) -> Self:
+        return replace(self, scorers={name: part.shortened(length) for name, part in self.parts().items()})
 
     def describe(self) -> str:
         return "mixture of " + " and ".join(part.describe() for part in self.parts().values())

@@ -19,9 +19,9 @@ from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
 from golf.evals.cache import Cache, Whole, check_learning
-from golf.evals.learning import LearnerConfig, Step, cosine, dealt, one_epoch, rate_of
+from golf.evals.learning import LearnerConfig, Step, cosine, dealt, learning_copy, one_epoch, rate_of
 from golf.evals.lesson import in_rows, tensor
-from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window
+from golf.evals.scorers import ORDER, Graded, Scorer, ScorerConfig, Window
 from golf.fields import OPERATIONAL, between, positive
 from golf.models.lm import LM
 
@@ -57,6 +57,11 @@ class LoRAScorerConfig(ScorerConfig):
     @property
     def documents(self) -> bool:
         return True
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """Its own adapters, so nothing of the documents beside it."""
+        return {ORDER: "A is what was drawn for a document's place, and trained on those that had it before (keep_a)"}
 
     def open(self, model: LM, ranks: Ranks) -> "LoRAScorer":
         return LoRAScorer(self, copy.deepcopy(model).requires_grad_(False), ranks)
@@ -199,13 +204,20 @@ class PhasedConfig(ScorerConfig):
     def documents(self) -> bool:
         return True
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        return self.adapters.depends_on | {ORDER: "phases train the weights on all documents graded before"}
+
     def in_brief(self) -> Self:
         """A phase after every two documents, as many as there are."""
         rising = sorted((boundary, name) for name, boundary in self.boundaries.items() if boundary is not None)
         return replace(self, boundaries={name: 2 * number for number, (_, name) in enumerate(rising, 1)})
 
+    def shortened(self, length: int) -> Self:
+        return replace(self, length=min(length, self.length))
+
     def open(self, model: LM, ranks: Ranks) -> "Phased":
-        return Phased(self, copy.deepcopy(model).requires_grad_(False), ranks)
+        return Phased(self, learning_copy(model), ranks)
 
 
 class Phased(Scorer):

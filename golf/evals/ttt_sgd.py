@@ -1,6 +1,5 @@
 """Score-first test-time training of the model's own weights, chunk by chunk (PR 461, PR 549; PR 401's v7)."""
 
-import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import ClassVar
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from golf.checkpoint import pack, unpack
 from golf.dist import Ranks
 from golf.errors import UserError
-from golf.evals.learning import LearnerConfig, Step, cosine, dealt, one_epoch, rate_of
-from golf.evals.scorers import Graded, Scorer, ScorerConfig, Window
+from golf.evals.learning import LearnerConfig, Step, cosine, dealt, learning_copy, one_epoch, rate_of
+from golf.evals.scorers import BESIDE, ORDER, Graded, Scorer, ScorerConfig, Window
 from golf.fields import between, positive
 from golf.models.layers import check_layer_text, layer_set
 from golf.models.lm import LM
@@ -52,6 +51,11 @@ class SGDScorerConfig(ScorerConfig):
         between(0, 1, ema=self.ema)
         check_layer_text(freeze_layers=self.freeze_layers)
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        reason = "one model is trained on all text that was graded"
+        return {ORDER: reason, BESIDE: reason}
+
     def open(self, model: LM, ranks: Ranks) -> "SGDScorer":
         return SGDScorer(self, model, ranks)
 
@@ -61,7 +65,7 @@ class SGDScorer(Scorer):
 
     def __init__(self, config: SGDScorerConfig, model: LM, ranks: Ranks):
         self.config, self.ranks = config, ranks
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model = learning_copy(model)
         layers = self.model.stack.stored_depth()
         self.weights = trained_weights(self.model, config)
         groups = [

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class BigramHashConfig(FeatureConfig):
     (multiplier * previous + id) mod buckets, previous 0 at position 0. table_std 0 needs a projection that is not
     zero and the other way round: with both at zero neither ever gets a gradient. scale null: there is none.
     """
+
+    hashes_ids: ClassVar[bool] = True
 
     buckets: int
     dim: int

@@ -8,7 +8,7 @@ with T.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +194,10 @@ class FeatureConfig:
     """A part of the embedding: module(x_BTD, ids_BT) -> x_BTD, before or after the norm (its `after_norm`).
 
     A module that `adds` positions comes after all others, and says in places() what has become of those before.
+    hashes_ids: it computes with the numbers of tokens, so that other numbers for the same tokens make another model.
     """
+
+    hashes_ids: ClassVar[bool] = False
 
     def build(self, frame: Frame) -> "FeatureModule":
         raise NotImplementedError

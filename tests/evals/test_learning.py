@@ -1,5 +1,6 @@
 """What learns at evaluation, part by part: warm-ups, averages, decay and rates; adapters; phases."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from golf.evals.ttt_lora import LoRAScorer, Phased, PhasedConfig
 from golf.evals.ttt_sgd import SGDScorer
 from golf.models.lm import LM
 from tests.evals.helpers import windows_of
-from tests.helpers.learners import BOS, LEARNERS, SGD, lora, sgd
+from tests.helpers.learners import BOS, LEARNERS, SGD, documents, lora, sgd
 
 IDS = torch.tensor([[1, 20, 30, 40, 20, 30, 40, 20]])
 FIXED = replace(SGD, momentum=0.0)
@@ -42,6 +43,29 @@ def test_the_rate_rises_over_the_warm_up(model: LM) -> None:
     cold, warm = (sgd(warmup_chunks=n, **fields).open(model, ALONE) for n in (0, 2))
     expected = change(cold, name, taught()) / 3
     torch.testing.assert_close(change(warm, name, taught()), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_what_trains_is_fp32_whatever_the_model_is(model: LM) -> None:
+    """A step that bf16 would round away is taken; the model itself stays as it is."""
+    coarse = copy.deepcopy(model)
+    coarse.embed.table_VD.data = coarse.embed.table_VD.data.bfloat16()
+    scorers = [sgd(learner=replace(FIXED, lr=1e-6)).open(coarse, ALONE), phased(length=16).open(coarse, ALONE)]
+    for scorer in scorers:
+        assert {w.dtype for w in scorer.model.parameters()} == {torch.float32}
+    assert change(scorers[0], "embed.table_VD", taught()).abs().max() > 0
+    assert coarse.embed.table_VD.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("around", [
+    lambda scorer: scorer,
+    lambda scorer: TemperatureConfig(temperature=0.9, scorer=scorer),
+    lambda scorer: MixtureConfig(share=0.0, scorers={"one": scorer, "two": sgd()}),
+])  # fmt: skip
+def test_rows_are_no_longer_than_windows(around: Any) -> None:
+    """Positions are made for windows: longer rows of a phase would stop the score when its time comes."""
+    with pytest.raises(ValueError, match=r"^scorer\.(scorer\.|scorers\.one\.)?length=17 is more than a window; .*=16$"):
+        documents(scorer=around(phased(length=17)))
+    assert documents(length=32, scorer=around(phased(length=17))).shortened(8).scorer == around(phased(length=8))
 
 
 def test_the_average_is_what_scores(model: LM) -> None:

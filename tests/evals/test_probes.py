@@ -102,6 +102,20 @@ def test_a_cut_stream_is_what_was_graded_before(lawful: Lawful) -> None:
                 assert (stream == found.bos_id).sum() >= (found.stream == found.bos_id).sum()
 
 
+@pytest.mark.parametrize("name", ["fixed", "documents"])
+def test_a_text_that_ends_with_an_empty_document_is_cut(name: str, lawful: Lawful) -> None:
+    """Its BOS is the last target of the document before, and stands behind whatever is left, that document's end too:
+    here it is graded first of all."""
+    case, prepared = lawful
+    found = case(LEARNERS[name], 400)
+    found.stream = np.append(found.stream[found.stream != prepared.bos_id], prepared.bos_id)
+    found.stream[[0, 9, 30, 37, 45]] = prepared.bos_id
+    for k in range(1, len(found.stream), 7):
+        left, place_N = found.cut(k)
+        past = np.flatnonzero(found.past(k))
+        assert np.array_equal(left[place_N[past]], found.stream[past]) and left[place_N[k]] == found.bos_id
+
+
 def test_a_base_that_follows_the_text_is_caught(lawful: Lawful, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document of 40 tokens turns otherwise than one of 20, where each is told its own length alone."""
     run = toy("model/rope=partial", "model.mixer.rope.reference_length=8", "model.layers=2")

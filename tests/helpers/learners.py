@@ -20,12 +20,12 @@ from tests.evals.helpers import plain_counter, windows_of
 BOS = 1
 
 
-def uneven_model(config: LMConfig) -> LM:
-    """Return a new model, none of whose matrices are zero."""
+def uneven_model(config: LMConfig, std: float = 0.05) -> LM:
+    """Return a new model, none of whose matrices are zero. std: of what is added to each weight."""
     torch.manual_seed(0)
     model = config.build()
     for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+        parameter.data.add_(torch.randn_like(parameter) * std)
     return model
 
 
