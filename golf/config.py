@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from golf.launcher.standing import StateOf
 
 LARGEST_SEED = 2**31 - 1
+MOST_TOKENS = 2**28  # of a step
 CLOCKS = ("steps", "seconds")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -98,7 +99,7 @@ class Batch:
     max_microbatch_sequences: int = field(metadata=OPERATIONAL)
 
     def __post_init__(self) -> None:
-        positive(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)})
+        between(1, MOST_TOKENS, **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)})
         if self.tokens_per_step % self.sequence_length:
             near = max(1, round(self.tokens_per_step / self.sequence_length)) * self.sequence_length
             raise ValueError(

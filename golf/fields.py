@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from golf.suggestions import hint
 
+LARGEST = 2**53  # beyond it floats are not whole any more, and nothing here counts so far
 OPERATIONAL = MappingProxyType({"operational": True})  # metadata of a field that changes how, not what: not in identity
 
 
@@ -16,10 +17,11 @@ def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def positive(**values: float | None) -> None:
-    """Raise ValueError for the first value that is not a finite number above zero; None (absent) passes."""
+    """Raise ValueError for the first value that is not a number above zero, and none beyond LARGEST; None passes."""
     for field, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{field}={value} is not positive; set it to a finite number above 0")
+        between(0, LARGEST, **{field: value})
 
 
 def between(low: float, high: float, **values: float | None) -> None:
