@@ -15,8 +15,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
-from rich.console import Console
-from rich.table import Table
 
 from golf.arguments import key_values, print_help, switched_on
 from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, known_bad
@@ -24,6 +22,7 @@ from golf.errors import UserError, in_one_line
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
 from golf.requantise import open_source
 from golf.suggestions import hint
+from golf.terminal import Column, Content, marked, show_table, words
 
 GO_WITH = {"run": ("evaluator", "known_bad"), "sweep": ("evaluator",), "experiments": ()}
 KEYS = ("run", "sweep", "experiments", "evaluator", "known_bad")
@@ -61,12 +60,11 @@ def check(given: dict[str, str]) -> None:
 def over_run(folder: Path, evaluator: str | None) -> int:
     """A row for each probe."""
     report = audit_folder(folder, evaluator)
-    table = Table(title=f"{folder.name}: {report['evaluator']}, {report['probed_tokens']:,} tokens probed")
-    for column in ("probe", "verdict", "what was seen", "rule and source"):
-        table.add_column(column)
-    for found in report["findings"]:
-        table.add_row(found["probe"], coloured(found["verdict"]), found["text"], found["rule"])
-    show(table)
+    findings = report["findings"]
+    rows = [[found["probe"], coloured(found["verdict"]), found["text"], found["rule"]] for found in findings]
+    title = f"{folder.name}: {report['evaluator']}, {report['probed_tokens']:,} tokens probed"
+    columns = [words("probe"), Column("verdict"), words("what was seen"), words("rule and source", 1)]
+    show_table(columns, rows, title)
     print(f"{'legal as far as can be told' if report['legal'] else 'ILLEGAL'}, {report['seconds']:.0f} s")
     return 0 if report["legal"] else 1
 
@@ -76,23 +74,22 @@ def over_sweep(folder: Path, evaluator: str | None) -> int:
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     if not runs:
         raise UserError(f"sweep={folder}: holds no finished run; name a folder such as outputs/smoke")
-    table = Table(title=f"{folder}: audit")
-    for column in ("run", "evaluator", "legal", "failed"):
-        table.add_column(column)
+    rows: list[list[Content]] = []
     failures, lacking = 0, []
     for run in runs:
         try:
             report = audit_folder(run, evaluator)
         except UserError as error:
             lacking.append(error)
-            table.add_row(run.name, evaluator, UNKNOWN, str(error))
+            rows.append([run.name, evaluator or "", UNKNOWN, str(error)])
             continue
         failed = [found["probe"] for found in report["findings"] if found["verdict"] == FAIL]
         failures += bool(failed)
-        table.add_row(run.name, report["evaluator"], coloured(FAIL if failed else PASS), ", ".join(failed))
+        rows.append([run.name, report["evaluator"], coloured(FAIL if failed else PASS), ", ".join(failed)])
     if len(lacking) == len(runs):
         raise lacking[0]
-    show(table)
+    columns = [words("run"), words("evaluator", 1), Column("legal"), words("failed")]
+    show_table(columns, rows, f"{folder}: audit")
     return 1 if failures else 0
 
 
@@ -117,27 +114,22 @@ def over_experiments(names: str) -> int:
 def confusion(folder: Path) -> int:
     """Every cheat against every probe."""
     rows = known_bad(open_source(folder, weights=False))
-    table = Table(title=f"known cheats on {folder.name} (F: fails the probe; in brackets: the one that must catch it)")
-    for column in ("cheat", *PROBES, "caught"):
-        table.add_column(column)
+    lines: list[list[Content]] = []
     missed = 0
     for name, expected, findings in rows:
         marks = {found.probe: "F" if found.verdict == FAIL else "." for found in findings}
         caught = marks[expected] == "F"
         missed += not caught
-        cells = [f"\\[{mark}]" if probe == expected else mark for probe, mark in marks.items()]
-        table.add_row(name, *cells, coloured(PASS) if caught else coloured(FAIL))
-    show(table)
+        cells = [f"[{marks[probe]}]" if probe == expected else marks.get(probe, "") for probe in PROBES]
+        lines.append([name, *cells, coloured(PASS if caught else FAIL)])
+    columns = [words("cheat"), *(Column(probe, spare=1) for probe in PROBES), Column("caught")]
+    title = f"known cheats on {folder.name} (F: fails the probe; in brackets: the one that must catch it)"
+    show_table(columns, lines, title)
     return 1 if missed else 0
 
 
-def coloured(verdict: str) -> str:
-    colour = COLOURS.get(verdict)
-    return f"[{colour}]{verdict}[/]" if colour else verdict
-
-
-def show(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+def coloured(verdict: str) -> Content:
+    return marked(verdict, COLOURS.get(verdict, ""))
 
 
 if __name__ == "__main__":

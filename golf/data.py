@@ -16,15 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # for a script, Python puts golf/ itself here
 
-from rich.console import Console
-from rich.table import Table
-
 from golf.arguments import Parser
 from golf.command_line import check
 from golf.compose import compose
 from golf.conf_files import CONF
 from golf.errors import UserError, in_one_line
 from golf.suggestions import did_you_mean
+from golf.terminal import Column, show_table, words
 from golf.tokens.prepare import DataConfig, Prepared
 from golf.tokens.verify import verify_prepared
 
@@ -89,15 +87,14 @@ def run_check(options: argparse.Namespace) -> None:
 
 def show(prepared: Prepared) -> None:
     """A table of the splits, under the folder and its digest."""
-    table = Table(title=f"{prepared.folder}\ndigest {prepared.digest}", title_justify="left")
-    for column in ("split", "shards", "documents", "tokens", "bytes", "bytes/token"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    rows = []
     for name, split in prepared.splits.items():
         ratio = "-" if split.bytes is None else f"{split.bytes / split.tokens:.3f}"
         counts = (len(split.shards), split.documents, split.tokens, split.bytes)
-        table.add_row(name, *("-" if count is None else f"{count:,}" for count in counts), ratio)
-    # A pipe has no width of its own, and a folder's name must come out whole.
-    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True).print(table)
+        rows.append([name, *("-" if count is None else f"{count:,}" for count in counts), ratio])
+    print(f"{prepared.folder}\ndigest {prepared.digest}")
+    columns = [Column("tokens"), Column("bytes", spare=2), Column("bytes/token", spare=1)]
+    show_table([words("split"), Column("shards", spare=3), Column("documents", spare=4), *columns], rows)
 
 
 def data_of(overrides: list[str]) -> DataConfig:

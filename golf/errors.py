@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
+from golf.terminal import lasting_streams
+
 
 class UserError(ValueError):
     """Bad input: the message names the key, the value and the fix. Doors exit with code 2."""
@@ -38,10 +40,11 @@ def in_one_line(door: Callable[P, int]) -> Callable[P, int]:
 
     @wraps(door)
     def main(*args: P.args, **kwargs: P.kwargs) -> int:
-        try:
-            return door(*args, **kwargs)
-        except (UserError, RunError, OSError) as error:
-            print(f"golf: {error}", file=sys.stderr)
-            return 2 if isinstance(error, UserError) else getattr(error, "code", 1)
+        with lasting_streams():
+            try:
+                return door(*args, **kwargs)
+            except (UserError, RunError, OSError) as error:
+                print(f"golf: {error}", file=sys.stderr)
+                return 2 if isinstance(error, UserError) else getattr(error, "code", 1)
 
     return main

@@ -17,11 +17,15 @@ def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def positive(**values: float | None) -> None:
-    """Raise ValueError for the first value that is not a number above zero, and none beyond LARGEST; None passes."""
+    """Raise ValueError for the first value that is not a finite number above zero; None (absent) passes.
+
+    Whole numbers have a largest one, LARGEST.
+    """
     for field, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{field}={value} is not positive; set it to a finite number above 0")
-        between(0, LARGEST, **{field: value})
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"{field}={value} is too large; set it to {LARGEST} or less")
 
 
 def between(low: float, high: float, **values: float | None) -> None:

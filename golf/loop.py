@@ -21,6 +21,7 @@ from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
 from golf.keeping import Keeping, LoopState, Parts
 from golf.late import Late, begun
+from golf.launcher.processes import obeyed
 from golf.ledger import Ledger
 from golf.losses import Loss
 from golf.models.kernels import Backend, choose_backend
@@ -34,7 +35,7 @@ from golf.stages import never_begun
 from golf.tokens.prepare import Prepared
 
 RECENT_STEPS = 64  # the wall clock's estimate of a step: the median of so many
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 SETTLED_STEPS = 5  # before so many there is no estimate: the first may have waited for a compiler
 
 
@@ -58,7 +59,7 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """SIGTERM, SIGINT and SIGUSR2 (a cluster's warning) set a flag that the loop reads once a step.
+    """SIGTERM, SIGINT, SIGUSR2 (a cluster's warning) and SIGHUP (a closed terminal) set a flag, read once a step.
 
     A second SIGINT kills as usual; the others come in twos, from a cluster's scheduler and from what passes them on.
     """
@@ -69,7 +70,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """To the end of the loop or, where it stops, of the process: what is told on the way out is not cut short."""
-        old = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        old = {number: signal.signal(number, self._note) for number in obeyed(STOP_SIGNALS)}
         stopped = False
         try:
             yield self

@@ -6,19 +6,17 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from golf import timeline
 from golf.config import Run, fingerprint
 from golf.legality import broken_rules
 from golf.models.lm import LM
 from golf.roles import roles_of
+from golf.terminal import ALARM, Column, Content, console, marked, show_facts, show_table, words
 from golf.tokens.prepare import Prepared
 
 MULTIPLIED = ("matrix", "factor", "head", "gate", "adapter")  # roles of what activations are multiplied with
 MARKS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # where the schedule is shown, in parts of the run
-BARS = " ▁▂▃▄▅▆▇█"
+BARS, SIGNS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"  # the second where a terminal has ASCII alone
 
 
 def flops_per_token(run: Run, found: "Outline") -> int:
@@ -57,37 +55,27 @@ def outline(run: Run) -> Outline:
 
 def show(run: Run, prepared: Prepared | None) -> None:
     """Print the plan. prepared: the data where it is ready, None where it is not."""
-    console = Console(highlight=False)
-    found = outline(run)
-    console.print(_parts(found, run.optimizer.assign(found.model), run.quant.assign(found.stored)))
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, text in _facts(run, found, prepared).items():
-        facts.add_row(name, text)
-    console.print(facts)
+    out, found = console(), outline(run)
+    _show_parts(found, run.optimizer.assign(found.model), run.quant.assign(found.stored))
+    show_facts(_facts(run, found, prepared))
     when = timeline.timeline(run, found.model)
-    console.print(f"learning rate ({type(run.schedule).__name__}, clock {run.budget.clock})")
-    console.print(_rate_line(when))
-    console.print(timeline.stages(when))
+    out.print(f"learning rate ({type(run.schedule).__name__}, clock {run.budget.clock})")
+    out.print(_rate_line(when, SIGNS if out.options.ascii_only else BARS), no_wrap=True)
+    timeline.show_stages(when)
     picture = Path(run.outputs).resolve() / "plans" / f"{run.label}-{fingerprint(run, '')[:8]}.png"
     timeline.plot(when, f"{run.label}, track {run.track}", picture)
-    console.print(f"drawn in {picture}", soft_wrap=True)
+    out.print(f"drawn in {picture}", soft_wrap=True)
 
 
-def _parts(found: Outline, groups: dict[str, str], formats: dict[str, str]) -> Table:
-    table = Table(title="parameters by part", title_justify="left")
-    table.add_column("part", overflow="fold")
-    for column in ("role", "optimizer", "format"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
+def _show_parts(found: Outline, groups: dict[str, str], formats: dict[str, str]) -> None:
     numbers: Counter[tuple[str, str, str, str]] = Counter()
     for name, shape in found.shapes.items():
         key = (_part(name), found.roles[name], groups[name], formats.get(name, "not stored"))
         numbers[key] += math.prod(shape)
-    for key, count in numbers.items():
-        table.add_row(*key, f"{count:,}")
-    table.add_section()
-    table.add_row("all", "", "", "", f"{found.parameters:,}", style="bold")
-    return table
+    rows: list[list[Content]] = [[*key, f"{count:,}"] for key, count in numbers.items()]
+    rows.append(["all", "", "", "", f"{found.parameters:,}"])
+    columns = [words("part"), words("role", 2), words("optimizer", 1), words("format", 3), Column("parameters")]
+    show_table(columns, rows, "parameters by part", last=True)
 
 
 def _part(name: str) -> str:
@@ -95,9 +83,9 @@ def _part(name: str) -> str:
     return re.sub(r"^stack\.(?:inner\.)*blocks\.\d+", "block", name).removesuffix(".weight")
 
 
-def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str]:
+def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, Content]:
     predicted, cap = found.artifact_bytes, run.cap_bytes
-    verdict = "fits" if predicted <= cap else "[bold red]over the cap[/]"
+    verdict = "fits" if predicted <= cap else marked("over the cap", ALARM)
     budget = run.budget
     limits = [f"{budget.max_steps:,} steps"] if budget.max_steps is not None else []
     limits += [f"{budget.max_seconds:g} s"] if budget.max_seconds is not None else []
@@ -107,14 +95,15 @@ def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, str
         sizes = ", ".join(f"{name} {split.tokens:,}" for name, split in prepared.splits.items())
         data = f"{prepared.corpus}, {prepared.vocab_size} tokens in the vocabulary; tokens: {sizes}"
     broken = broken_rules(run)
-    return ({"ILLEGAL": "; ".join(broken)} if broken else {}) | {
+    illegal: dict[str, Content] = {"ILLEGAL": "; ".join(broken)} if broken else {}
+    return illegal | {
         "data": data,
         "batch": f"{run.batch.tokens_per_step:,} tokens a step: {run.batch.sequences} sequences of "
         f"{run.batch.sequence_length}, {batches.rows(batches.full)} in a forward, on {run.launch.nproc} process(es)",
         "budget": f"{' or '.join(limits)}, clock {budget.clock}",
         "arithmetic": f"{flops_per_token(run, found) / 1e6:,.1f} MFLOP a token",
         "decoder's cache": _cache(run, found.model),
-        "artifact": f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): {verdict}",
+        "artifact": marked(f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): ", "") + verdict,
     }
 
 
@@ -129,12 +118,12 @@ def _cache(run: Run, model: LM) -> str:
     return f"{numbers:,} numbers a token and layer; {size:,} bytes in bf16 for {length:,} tokens"
 
 
-def _rate_line(when: timeline.Timeline) -> str:
-    """The learning rate's multiplier over the run."""
+def _rate_line(when: timeline.Timeline, signs: str) -> str:
+    """Draw the learning rate's multiplier over the run with signs from low to high."""
     values = when.tracks[0].values
 
     def at(part: float) -> float:
         return values[round(part * (len(values) - 1))]
 
-    bars = "".join(BARS[round(min(1.0, at(i / 48)) * (len(BARS) - 1))] for i in range(49))
+    bars = "".join(signs[round(min(1.0, at(i / 48)) * (len(signs) - 1))] for i in range(49))
     return f"{bars}\n" + ", ".join(f"{at(part):.2f} at {part:.0%}" for part in MARKS)

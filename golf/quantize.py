@@ -17,14 +17,12 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
-from rich.console import Console
-from rich.table import Table
-
 from golf.artifact.contents import contents
 from golf.checkpoint import load_tensors
 from golf.launcher.grid import value_of
 from golf.requantise import requantise
 from golf.revisit import Door
+from golf.terminal import Column, show_table, words
 
 DOOR = Door(
     name="golf/quantize.py",
@@ -59,11 +57,8 @@ def show_contents(path: Path) -> None:
     weights = load_tensors(beside)[0] if beside.exists() else None
     artifact, lines = contents(path, weights)
     total = sum(line.stored_bytes for line in lines)
-    table = Table(title=f"{path}: {artifact.size_bytes:,} bytes, codec {type(artifact.codec).__name__}")
-    for column in ("tensor", "shape", "format", "bits", "entropy", "bytes", "share", "error"):
-        table.add_column(column, justify="left" if column in ("tensor", "format") else "right")
-    for line in lines:
-        table.add_row(
+    rows = [
+        [
             line.name,
             " x ".join(map(str, line.shape)),
             line.format,
@@ -72,8 +67,12 @@ def show_contents(path: Path) -> None:
             f"{line.stored_bytes:,}",
             f"{line.stored_bytes / total:.1%}",
             "" if line.error is None else f"{line.error:.2e}",
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        ]
+        for line in lines
+    ]
+    columns = [words("tensor"), Column("shape", spare=4), words("format", 1), Column("bits", spare=2)]
+    columns += [Column("entropy", spare=3), Column("bytes"), Column("share", spare=5), Column("error", spare=1)]
+    show_table(columns, rows, f"{path}: {artifact.size_bytes:,} bytes, codec {type(artifact.codec).__name__}")
     print(f"bits: a weight as stored alone, steps included; entropy: order 0, of its codes; {total:,} bytes in all")
 
 

@@ -12,16 +12,14 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
-from rich.console import Console
-
 from golf.arguments import Parser
 from golf.errors import UserError, in_one_line
-from golf.launcher.tables import console as wide_console
 from golf.reports import dashboard, grids, page
 from golf.reports.analysis import MARGIN_NATS, Agreement, Analysis, agreement, analyse
 from golf.reports.load import Sweep, load
 from golf.reports.verdict import Facts, provenance_of, verdict_of
 from golf.rundir import write_atomic
+from golf.terminal import console
 
 
 def arguments(line: list[str] | None = None) -> argparse.Namespace:
@@ -48,21 +46,22 @@ def tracked_as(sweeps: list[Sweep]) -> tuple[str, str | None]:
     return projects.pop()  # type: ignore[return-value]
 
 
-def show(analyses: list[Analysis], agreements: list[Agreement], about: Facts, console: Console) -> None:
+def show(analyses: list[Analysis], agreements: list[Agreement], about: Facts) -> None:
+    out = console()
     for analysis in analyses:
-        console.print(f"\n{analysis.sweep.label}", style="bold", markup=False)
-        console.print(verdict_of(analysis), style="bold", markup=False)
+        out.print(f"\n{analysis.sweep.label}", style="bold", soft_wrap=True)
+        out.print(verdict_of(analysis), style="bold", soft_wrap=True)
         if analysis.sweep.purpose:
-            console.print(analysis.sweep.purpose, markup=False)
-        console.print(page.summary_of(analysis), markup=False)
+            out.print(analysis.sweep.purpose, soft_wrap=True)
+        out.print(page.summary_of(analysis), soft_wrap=True)
         for name, said in about if analysis is analyses[0] else ():
-            console.print(f"{name}: {said}", style="dim", markup=False)
+            out.print(f"{name}: {said}", style="dim", soft_wrap=True)
         for note in grids.notes_of(analysis):
-            console.print(f"- {note}", markup=False)
+            out.print(f"- {note}", soft_wrap=True)
         for grid in page.grids_of(analysis):
-            grids.to_terminal(grid, console)
+            grids.to_terminal(grid)
     for found in agreements:
-        grids.to_terminal(grids.agreement_grid(found), console)
+        grids.to_terminal(grids.agreement_grid(found))
 
 
 @in_one_line
@@ -83,7 +82,7 @@ def main(line: list[str] | None = None) -> int:
     }
     for name, text in texts.items():
         write_atomic(folder / name, text)
-    show(analyses, agreements, about, wide_console())
+    show(analyses, agreements, about)
     for other, found in pairs:
         if found is None:
             print(f"{sweeps[0].label} and {other.sweep.label} compare no row of the same name with their controls")

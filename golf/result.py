@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from golf.config import Run
+from golf.terminal import ALARM, Column, Content, marked, show_facts, show_table, words
 from golf.tokens.prepare import Prepared
 
 SCHEMA = 1
@@ -39,29 +37,24 @@ def assemble(
     }
 
 
-def show(result: dict[str, Any], console: Console | None = None) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print the score table: the ladder, bytes against the cap, steps and their time."""
-    console = console or Console(highlight=False)
-    main = result["val_bpb"]
-    scores = Table(title=f"{result['label']}, seed {result['seed']}, track {result['track']}", title_justify="left")
-    scores.add_column("weights")
-    scores.add_column("evaluator")
-    scores.add_column("BPB", justify="right")
     ladder = (("last", "raw_bpb"), (f"before quantisation: {result['average']}", "pre_quant_bpb"))
-    for name, key in ladder:
-        scores.add_row(name, "plain", f"{result[key]:.4f}")
+    scores: list[list[Content]] = [[name, "plain", f"{result[key]:.4f}"] for name, key in ladder]
     for name, entry in result["evals"].items():
-        bold = "bold" if name == result["eval_main"] else ""
-        scores.add_row("artifact, read back", name, f"{entry['val_bpb']:.4f}", style=bold)
-    console.print(scores)
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        style = "bold" if name == result["eval_main"] else ""
+        cells = ("artifact, read back", name, f"{entry['val_bpb']:.4f}")
+        scores.append([marked(cell, style) for cell in cells])
+    title = f"{result['label']}, seed {result['seed']}, track {result['track']}"
+    show_table([words("weights"), words("evaluator"), Column("BPB")], scores, title)
     share = result["total_bytes"] / result["cap_bytes"]
-    verdict = "fits" if result["fits"] else "[bold red]OVER THE CAP[/]"
-    rows = {
-        "score": f"[bold]{main:.4f}[/] bits per byte on {result['data']['corpus']}/{result['data']['split']}",
+    size = f"{result['total_bytes']:,} of {result['cap_bytes']:,} bytes ({share:.0%}): "
+    rows: dict[str, Content] = {
+        "score": marked(f"{result['val_bpb']:.4f}", "bold")
+        + f" bits per byte on {result['data']['corpus']}/{result['data']['split']}",
         "quant gap": f"{result['quant_gap_bpb']:+.4f} BPB",
         "artifact": f"{result['artifact_bytes']:,} bytes, {result['bits_per_param']:.2f} bits a parameter",
-        "size": f"{result['total_bytes']:,} of {result['cap_bytes']:,} bytes ({share:.0%}): {verdict}",
+        "size": size + "fits" if result["fits"] else marked(size, "") + marked("OVER THE CAP", ALARM),
         "training": f"{result['steps']:,} steps, {result['train_tokens']:,} tokens, {result['train_seconds']:.0f} s",
         "step": f"{result['step_ms']:.0f} ms, {result['tokens_per_second']:,.0f} tokens/s, {result['precision']}",
     }
@@ -75,6 +68,4 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
         )
     if result["legality"]:
         rows["ILLEGAL"] = "; ".join(result["legality"])
-    for name, text in rows.items():
-        facts.add_row(name, text)
-    console.print(facts)
+    show_facts(rows)

@@ -1,13 +1,9 @@
 """Doors that take finished runs up again: what may change, a cell for each combination, one table of all."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from golf import result as results
 from golf.arguments import print_help
@@ -20,6 +16,7 @@ from golf.requantise import Source, changed, open_source
 from golf.rundir import RunDir, marks
 from golf.sinks import ConsoleSink
 from golf.suggestions import hint
+from golf.terminal import Column, show_table, words
 from hydra_plugins.golf_sweeper import plan_of
 
 OWN = ("run", "inspect", "sweep", "rerun")
@@ -95,14 +92,13 @@ class Door:
         print(rows[0][0].path.parent)
 
     def show_table(self, source: Source, rows: list[dict[str, Any]]) -> None:
-        table = Table(title=f"{source.folder.path.name}: before quantisation {source.result['pre_quant_bpb']:.4f} BPB")
-        table.add_column("cell")
-        for column in self.columns:
-            table.add_column(column, justify="right")
+        lines = []
         for found in rows:
             name = found["label"].removeprefix(f"{source.run.label}-") + "".join(f" ({mark})" for mark in marks(found))
-            table.add_row(name, *(show(found) for show in self.columns.values()))
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+            lines.append([name, *(show(found) for show in self.columns.values())])
+        title = f"{source.folder.path.name}: before quantisation {source.result['pre_quant_bpb']:.4f} BPB"
+        first, *others = self.columns
+        show_table([words("cell"), Column(first), *(Column(name, spare=1) for name in others)], lines, title)
 
 
 def root_of(override: str) -> str:

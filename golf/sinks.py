@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from golf.errors import UserError
 from golf.fields import one_of, positive
 from golf.rundir import illegal, write_atomic
+from golf.terminal import console
 
 WANDB_INIT_SECONDS = 20
 WANDB_FINISH_SECONDS = 60
@@ -98,10 +98,10 @@ class ConsoleSink(Sink):
     """A live line on a terminal, plain lines elsewhere."""
 
     def __init__(self, total_steps: int | None):
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = console()
         self.live: Progress | None = None
         if self.console.is_terminal:
-            columns = (BarColumn(bar_width=10), TextColumn("{task.description}"))
+            columns = (BarColumn(bar_width=10), TextColumn("{task.description}", markup=False))
             self.live = Progress(*columns, console=self.console, transient=True)
             self.task = self.live.add_task("starting", total=total_steps)
             self.live.start()
@@ -119,7 +119,7 @@ class ConsoleSink(Sink):
 
     def note(self, text: str) -> None:
         if self.live:
-            self.console.print(text, markup=False)
+            self.console.print(text, soft_wrap=True)
         else:
             print(text, flush=True)
 

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from golf.config import Run
 from golf.keeping import LoopState
 from golf.late import Late, begun
@@ -14,6 +12,7 @@ from golf.loop import SETTLED_STEPS, as_it_is, tick_of
 from golf.models.lm import LM
 from golf.nodes import configs
 from golf.schedules import Schedule, Start, Switch, Tick
+from golf.terminal import Column, show_table
 
 IMAGINED_STEPS = 1000  # of a run on the wall clock that no number of steps limits
 MOMENTS = 400  # at which a run is looked at
@@ -86,25 +85,23 @@ def _short(path: str) -> str:
 # ---------------------------------------------------------------- for people
 
 
-def stages(found: Timeline) -> Table:
-    """One row for each stretch between jumps: what holds in it, and from where to where the rest goes."""
+def show_stages(found: Timeline) -> None:
+    """Print a row for each stretch between jumps: what holds in it, and from where to where the rest goes."""
     jumping, gliding = ([t for t in found.tracks if t.stepped == stepped] for stepped in (True, False))
     states = list(zip(*(track.values for track in jumping), strict=True)) or [()] * len(found.steps)
     cuts = [0, *(i for i in range(1, len(states)) if states[i] != states[i - 1]), len(states)]
     title = f"stages, if {found.total:,} steps fit into the time" if found.imagined else "stages"
-    table = Table(title=title, title_justify="left")
-    for name in ("steps", *(track.name for track in [*gliding, *jumping])):
-        table.add_column(name, justify="right", overflow="fold")
+    rows = []
     for first, end in itertools.pairwise(cuts):
         until = found.steps[end] if end < len(states) else found.total
         reached = [f"{found.steps[first]:,}-{until:,}"]
         reached += [_span(track.values[first], track.values[end - 1]) for track in gliding]
-        table.add_row(*reached, *(_number(track.values[first]) for track in jumping))
-    return table
+        rows.append([*reached, *(_number(track.values[first]) for track in jumping)])
+    show_table([Column("steps"), *(Column(track.name, spare=1) for track in [*gliding, *jumping])], rows, title)
 
 
 def _span(first: float, last: float) -> str:
-    return _number(first) if _number(first) == _number(last) else f"{_number(first)}→{_number(last)}"
+    return _number(first) if _number(first) == _number(last) else f"{_number(first)} to {_number(last)}"
 
 
 def _number(value: float) -> str:

@@ -25,20 +25,28 @@ from golf.config import Run, check_owner
 from golf.errors import BusyError, ExportError, RunError, UserError
 from golf.export import export
 from golf.keeping import Kept, LoopState, out_of_memory
+from golf.launcher.processes import obeyed
 from golf.ledger import Ledger
 from golf.loop import Stopped, train
 from golf.records import Whole, read_record
 from golf.rundir import RunDir, environment, write_json
 from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
+from golf.terminal import lasting_streams
 from golf.tokens.prepare import Prepared
 from golf.typed import typed
 
 STOPPED, FAILED, BAD_INPUT = 130, 1, 2
-PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR2)
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
 def main(path: str) -> int:
     """Train, export and write result.json; returns the exit code."""
+    with lasting_streams():
+        return rank_of(path)
+
+
+def rank_of(path: str) -> int:
+    """Do one rank's part of a run, whether or not somebody reads what it prints; return the exit code."""
     folder = RunDir(Path(path))
     try:
         config = read_record(folder.config, Whole)
@@ -73,7 +81,7 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
         ignore_preemptions()
         raise Stopped(signum, state.step)
 
-    for number in PREEMPTIONS:  # the loop has its own way while it runs
+    for number in obeyed(PREEMPTIONS):  # the loop has its own way while it runs
         signal.signal(number, stop)
     try:
         if ranks.first:

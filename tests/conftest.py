@@ -23,6 +23,7 @@ pytest_plugins = ["tests.helpers.costs"]
 gc.disable()  # until all is collected: imports make objects that stay
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a shared core cost more than they bring
 os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("COLUMNS", None)  # which processes of pytest-xdist have: tables would be as narrow
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a shell: the runs that tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)  # would inherit it, and rightly go on
 

@@ -1,6 +1,5 @@
 """Who watches a sweep run: STATUS.md in its folder, a live table on a terminal, plain lines elsewhere."""
 
-import contextlib
 import itertools
 import time
 from collections import Counter
@@ -8,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -18,6 +16,7 @@ from golf.launcher.standing import Standing, read_standing, standing_of
 from golf.launcher.tables import progress_of
 from golf.rundir import marks, write_atomic
 from golf.sinks import clock
+from golf.terminal import console
 
 LOOK_SECONDS = 1.0  # between two looks at the folders of what runs
 FILE_SECONDS = 10.0  # STATUS.md is written so often, and whenever a state changes,
@@ -28,14 +27,14 @@ UNDER_WAY = ("waiting", "queued", "running")
 
 
 class Board:
-    """A watcher of the scheduler. What cannot be written (disk full, terminal gone) is not seen; the sweep goes on.
+    """A watcher of the scheduler. A STATUS.md that can't be written (disk full) is not seen; the sweep goes on.
 
     slots: runs at once, None where that is not known. What a change costs does not grow with the number of cells.
     """
 
     def __init__(self, folder: Path, plan: Plan, tasks: Sequence[Task], slots: int | None):
         self.file, self.plan, self.tasks, self.slots = folder / "STATUS.md", plan, tasks, slots
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = console()
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self.looked = self.wrote = self.took = 0.0
         self.told = time.monotonic()
@@ -82,8 +81,7 @@ class Board:
         self._write_in_time()
 
     def note(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self.console.print(text, markup=False)
+        self.console.print(text, soft_wrap=True)
 
     def hopeless(self, task: Task) -> str:
         return ""  # a sweep's cells all run to their end
@@ -92,8 +90,7 @@ class Board:
         now = time.monotonic()
         if now - self.looked >= LOOK_SECONDS and self.live:
             self.looked = now
-            with contextlib.suppress(OSError):
-                self.live.update(self._running(), refresh=True)
+            self.live.update(self._running(), refresh=True)
         if now - self.told >= LINE_SECONDS and not self.live:
             self.told = now
             for task in itertools.islice(self.running.values(), LINES):

@@ -15,7 +15,7 @@ import yaml
 from golf.code_record import ROOT
 from golf.config import Run, fingerprint, identity
 from golf.errors import RunError
-from golf.launcher.processes import ATTEMPT, bound_to
+from golf.launcher.processes import ATTEMPT, bound_to, obeyed
 from golf.launcher.slots import Slot
 from golf.nodes import plain
 from golf.rundir import LONE, Made, RunDir, choose_folder, made_now, make_folder, read_json
@@ -103,12 +103,13 @@ def torchrun_variables(run: Run) -> dict[str, str]:
 def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -> int:
     """Run torchrun to its end and give the run's own exit code and message; torchrun's go to log/torchrun.txt.
 
-    SIGTERM and SIGINT are passed on as SIGTERM, which torchrun gives to every rank (killed, it would leave them).
+    SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM, which torchrun gives to every rank (killed, it would leave
+    them).
     """
     log = folder.path / "log" / "torchrun.txt"
     with open(log, "w") as errors:
         child = subprocess.Popen(command, env=environment, stderr=errors, preexec_fn=bound_to(os.getpid()))
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in obeyed((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
             signal.signal(number, lambda signum, frame: child.send_signal(signal.SIGTERM))
         code = child.wait()
     if code == 0:

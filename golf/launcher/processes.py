@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ATTEMPT = "=== "  # begins the line that an attempt begins with in its log
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def obeyed(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Return those of some signals that whoever started this process did not take from it, as nohup takes SIGHUP."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in signals if number != signal.SIGHUP or not nohup]
 
 
 def die_with_parent(signum: int) -> None:

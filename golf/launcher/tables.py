@@ -4,9 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from golf.config import Run, fingerprint
 from golf.launcher import jobs
 from golf.launcher.cells import Cell
@@ -16,16 +13,11 @@ from golf.launcher.standing import Standing, read_standing
 from golf.plan import outline
 from golf.rundir import attempts_in, marks
 from golf.sinks import clock
+from golf.terminal import ALARM, Column, Content, console, marked, show_table, words
 from golf.tokens.prepare import Prepared
 
 COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "refused": "bold red"}
 COLOURS |= dict.fromkeys(("stopped", "interrupted", "pruned"), "yellow")
-
-
-def console() -> Console:
-    """Wide enough for a table where nobody looks at a terminal: a file or a pipe."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=160)
 
 
 def sizes(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
@@ -57,28 +49,25 @@ def show_cells(cells: Sequence[Cell], found: Sequence[Prepared | None], title: s
     """The dry run: what each cell would be, and whether it is to be done."""
     lines = [[o for o in cell.overrides if says_what(key_of(o)) and key_of(o) != "label"] for cell in cells]
     common = [override for override in lines[0] if all(override in line for line in lines)]
-    table = Table(title=title, title_justify="left", caption=" ".join(["all:", *common]) if common else None)
-    table.caption_justify = "left"
-    for column in ("row", "seed", "overrides"):
-        table.add_column(column, overflow="fold")
-    for column in ("parameters", "predicted bytes", "of cap"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("hash", "state"):
-        table.add_column(column, no_wrap=True)
+    rows: list[list[Content]] = []
     expected, stand = sizes([cell.run for cell in cells]), standings(cells, found)
     for cell, line, (parameters, predicted), (standing, digest) in zip(cells, lines, expected, stand, strict=True):
         run, share = cell.run, predicted / cell.run.cap_bytes
-        table.add_row(
-            run.label,
-            str(run.seed),
-            " ".join(override for override in line if override not in common),
-            f"{parameters:,}",
-            f"{predicted:,}",
-            f"[bold red]{share:.0%}[/]" if share > 1 else f"{share:.0%}",
-            digest,
-            _to_do(standing),
+        rows.append(
+            [
+                run.label,
+                str(run.seed),
+                " ".join(override for override in line if override not in common),
+                f"{parameters:,}",
+                f"{predicted:,}",
+                marked(f"{share:.0%}", ALARM if share > 1 else ""),
+                digest,
+                _to_do(standing),
+            ]
         )
-    console().print(table)
+    columns = [words("row"), Column("seed"), words("overrides", 1), Column("parameters", spare=2)]
+    columns += [Column("predicted bytes"), Column("of cap", spare=3), Column("hash", spare=4), words("state")]
+    show_table(columns, rows, title, under=" ".join(["all:", *common]) if common else "")
 
 
 def _to_do(standing: Standing) -> str:
@@ -88,18 +77,16 @@ def _to_do(standing: Standing) -> str:
 
 def show_standings(cells: Sequence[Cell], found: Sequence[Prepared | None], title: str) -> None:
     """Where a sweep stands, from its folders alone."""
-    table = Table(title=title, title_justify="left")
-    for column in ("row", "seed", "state"):
-        table.add_column(column, no_wrap=True)
-    for column in ("step", "loss", "BPB", "bytes", "left"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold")
+    rows: list[list[Content]] = []
     count: Counter[str] = Counter()
     for cell, (standing, _) in zip(cells, standings(cells, found), strict=True):
         count[standing.state] += 1
-        table.add_row(cell.run.label, str(cell.run.seed), coloured(standing.state), *progress_of(cell.run, standing))
-    console().print(table)
-    console().print(", ".join(f"{number} {state}" for state, number in count.items()))
+        rows.append([cell.run.label, str(cell.run.seed), coloured(standing.state), *progress_of(cell.run, standing)])
+    numbers = [Column("step", spare=1), Column("loss", spare=3), Column("BPB"), Column("bytes", spare=4)]
+    show_table(
+        [words("row"), Column("seed"), words("state"), *numbers, Column("left", spare=2), words("reason")], rows, title
+    )
+    print(", ".join(f"{number} {state}" for state, number in count.items()))
 
 
 def progress_of(run: Run, standing: Standing) -> tuple[str, str, str, str, str, str]:
@@ -125,27 +112,24 @@ def progress_of(run: Run, standing: Standing) -> tuple[str, str, str, str, str, 
 
 def show_end(tasks: Sequence[Task], folder: Path) -> None:
     """Every cell with what came of it, then each failure with the end of its log."""
-    table = Table(title=str(folder), title_justify="left")
-    for column in ("row", "seed", "state"):
-        table.add_column(column, no_wrap=True)
-    for column in ("BPB", "quant gap", "bytes", "of cap", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("reason or folder", overflow="fold")
+    rows: list[list[Content]] = []
     for task in tasks:
-        numbers = [""] * 4
+        numbers: list[Content] = [""] * 4
         if (result := task.result) is not None:
             share = result["total_bytes"] / result["cap_bytes"]
             numbers = [
-                f"{result['val_bpb']:.4f}" + "".join(f" [bold red]{mark}[/]" for mark in marks(result)),
+                marked(f"{result['val_bpb']:.4f}", "") + marked("".join(f" {mark}" for mark in marks(result)), ALARM),
                 f"{result['quant_gap_bpb']:+.4f}",
                 f"{result['total_bytes']:,}",
-                f"{share:.0%}" if result["fits"] else f"[bold red]{share:.0%}[/]",
+                marked(f"{share:.0%}", "" if result["fits"] else ALARM),
             ]
         time = clock(task.seconds) if task.attempts else ""
         state = "done before" if task.state == "skipped" else task.state
-        words = task.reason or (task.folder.path.name if task.attempts or task.result else "")
-        table.add_row(task.run.label, str(task.run.seed), coloured(state), *numbers, time, words)
-    console().print(table)
+        said = task.reason or (task.folder.path.name if task.attempts or task.result else "")
+        rows.append([task.run.label, str(task.run.seed), coloured(state), *numbers, time, said])
+    columns = [words("row"), Column("seed"), words("state"), Column("BPB"), Column("quant gap", spare=1)]
+    columns += [Column("bytes", spare=2), Column("of cap", spare=3), Column("time", spare=4), words("reason or folder")]
+    show_table(columns, rows, str(folder))
     show_failures(tasks)
 
 
@@ -154,12 +138,11 @@ def show_failures(tasks: Sequence[Task]) -> None:
     out = console()
     for task in tasks:
         if task.state == "failed":
-            out.print(f"\n{task.name} failed: {task.reason}", style="bold red", markup=False)
+            out.print(f"\n{task.name} failed: {task.reason}", style=ALARM, soft_wrap=True)
             if task.log_tail:
-                out.print(f"the end of {task.console}:\n{task.log_tail}", markup=False)
+                out.print(f"the end of {task.console}:\n{task.log_tail}", soft_wrap=True)
 
 
-def coloured(state: str) -> str:
-    """As the tables show it, in rich's markup."""
-    colour = COLOURS.get(state.split()[0])
-    return f"[{colour}]{state}[/]" if colour else state
+def coloured(state: str) -> Content:
+    """As the tables show it."""
+    return marked(state, COLOURS.get(state.split()[0], ""))

@@ -4,14 +4,11 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from golf.reports.analysis import ALPHA, Agreement, Analysis, Line
 from golf.reports.references import Reference
 from golf.reports.stats import MAX_SEEDS, summarize
 from golf.reports.text import in_markdown, interval, number, p_text
+from golf.terminal import Column, console, show_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,15 +207,16 @@ def _share(value: float | None) -> str:
 # ---------------------------------------------------------------- three ways to draw one
 
 
-def to_terminal(grid: Grid, console: Console) -> None:
-    table = Table(title=escape(grid.title), title_justify="left")
-    for name, words in zip(grid.header, grid.words, strict=True):
-        table.add_column(escape(name), justify="left" if words else "right", overflow="fold")
-    for row in grid.rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
+def to_terminal(grid: Grid) -> None:
+    """Print the table; where there is little room, what stands on the right goes first."""
+    kept = (grid.header[0], "verdict", "BPB", *grid.first)
+    columns = [
+        Column(name, words, 0 if name in kept else index)
+        for index, (name, words) in enumerate(zip(grid.header, grid.words, strict=True))
+    ]
+    show_table(columns, grid.rows, grid.title)
     if grid.under:
-        console.print(grid.under, style="dim", markup=False)
+        console().print(grid.under, style="dim", soft_wrap=True)
 
 
 def to_markdown(grid: Grid) -> str:

@@ -3,16 +3,15 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.table import Table
-
 from golf.launcher.standing import read_standing
-from golf.launcher.tables import coloured, console
+from golf.launcher.tables import coloured
 from golf.rundir import RunDir
 from golf.search.book import Book, Trial
 from golf.search.space import Search
+from golf.terminal import Column, show_table, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +55,12 @@ def _now(trial: Trial, folder: Path) -> Trial:
 
 
 def show(lines: Lines, title: str) -> None:
-    table = Table(title=title, title_justify="left")
     state = lines.header.index("state")
-    for index, name in enumerate(lines.header):
-        words = index >= state + 2
-        table.add_column(name, overflow="fold" if words else "ellipsis", no_wrap=not words)
-    for row in lines.rows:
-        table.add_row(*row[:state], coloured(row[state]), *row[state + 1 :])
-    console().print(table)
-    console().print(lines.count)
+    rows = [[*row[:state], coloured(row[state]), *row[state + 1 :]] for row in lines.rows]
+    trial, *space, bpb = (Column(name) for name in lines.header[:state])
+    columns = [trial, *(replace(column, spare=1) for column in space), bpb, words("state")]
+    show_table([*columns, Column("step", spare=2), words("reason"), words("folder", 3)], rows, title)
+    print(lines.count)
 
 
 def status_text(name: str, purpose: str | None, said: str, lines: Lines, left: str) -> str:

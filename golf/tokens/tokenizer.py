@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import sentencepiece
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
 from golf.errors import UserError
+from golf.terminal import console
 
 SPACE = "\u2581"  # SentencePiece's mark of a space before a piece
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
@@ -112,8 +112,8 @@ def encode_documents(path: Path, documents: list[str], label: str) -> Iterator[n
     """
     tokenizer = load_tokenizer(path)
     bos_id, threads = tokenizer.bos_id(), os.cpu_count() or 1
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    out = console(to_stderr=True)
+    with Progress(console=out, disable=not out.is_terminal) as progress:
         task = progress.add_task(f"encoding {label}", total=sum(map(len, documents)))
         for batch in _batches(documents):
             for ids in tokenizer.encode(batch, out_type=int, num_threads=threads):

@@ -5,6 +5,7 @@ Cells are fake workers on a fake clock; a few tests have them as processes, and 
 
 import dataclasses
 import errno
+import io
 import itertools
 import json
 import multiprocessing
@@ -20,10 +21,11 @@ import pytest
 from golf import rundir
 from golf.config import Run
 from golf.errors import RunError, StoppedError, UserError
-from golf.launcher import board, jobs, scheduler, sweep
+from golf.launcher import jobs, scheduler, sweep
 from golf.launcher.cells import Cell
 from golf.launcher.local import LocalAttempt
 from golf.launcher.slots import Slot
+from golf.terminal import lasting_streams
 from tests.helpers.processes import processes_in, wait_until
 from tests.helpers.sweeps import NO_PLAN, Sweep, cells_of, starts
 from tests.helpers.tiers import slow
@@ -248,13 +250,15 @@ def test_what_was_done_before_counts_also_when_a_sweep_stops_early(go: Sweep, ca
     assert "all 1 runs were done before; nothing was started" in capsys.readouterr().out
 
 
-def test_a_terminal_that_is_gone_costs_no_run(go: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(*what: object, **how: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE])
+def test_a_terminal_that_is_gone_costs_no_run(number: int, go: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(board.Console, "print", gone)
-    monkeypatch.setattr(sweep.tables, "show_end", lambda *a: None)
-    assert [outcome.val_bpb for outcome in go("ok-a", "ok-b")] == [2.001, 2.002]
+    monkeypatch.setattr("sys.stdout", Gone())
+    with lasting_streams():
+        assert [outcome.val_bpb for outcome in go("ok-a", "ok-b")] == [2.001, 2.002]
 
 
 def test_bad_input_in_a_rank_is_not_tried_again(go: Sweep, table: Path) -> None:
