@@ -94,9 +94,11 @@ class Step:
         def evaluate() -> Tensor:
             """Fills the gradients, whose mean over ranks is that of the mean loss over all ranks' tokens."""
             self.optimizer.zero_grad()
-            with torch.enable_grad():
-                total = lesson_loss(self.model, rows_BT, targets_BT, mask_BT)
-                (total * (self.ranks.world / count)).backward()
+            total = torch.zeros((), device=rows_BT.device)
+            if len(rows_BT):
+                with torch.enable_grad():
+                    total = lesson_loss(self.model, rows_BT, targets_BT, mask_BT)
+                    (total * (self.ranks.world / count)).backward()
             if self.ranks.world > 1:  # a rank without rows has none
                 for w in self.weights:
                     w.grad = torch.zeros_like(w) if w.grad is None else w.grad

@@ -297,8 +297,8 @@ class Mixture(Scorer):
         self._last = []
 
     def update(self, graded: Graded) -> float | None:
-        gained_K = self.ranks.sum_(self._gained_K.to(self.ranks.device)).cpu()
-        self._gained_K.zero_()
+        own_K, self._gained_K = self._gained_K, torch.zeros_like(self._gained_K)
+        gained_K = self.ranks.sum_(own_K.to(self.ranks.device)).cpu()
         weight_K = torch.softmax(self.log_weight_K + gained_K, dim=0)
         self.log_weight_K = ((1 - self.share) * weight_K + self.share / len(weight_K)).clamp_min(1e-300).log()
         losses = [scorer.update(graded) for scorer in self.scorers.values()]

@@ -159,24 +159,30 @@ class LoRAScorer(Scorer):
     def update(self, graded: Graded) -> float | None:
         """A step for each document that goes on, on the mean of what was graded of it; the mean of those, of all ranks.
 
-        Where no document of any rank goes on there is none. What has ended takes part without a gradient."""
+        Where no document of any rank goes on there is none. What has ended takes part with a gradient of zero."""
         on = graded.goes_on_B.nonzero()[:, 0]
         self.reading.keep(graded.slot_B[on].tolist())
         if not any(self.ranks.any_of(len(on) > 0)):
             return None
         assert self.optimizer is not None
-        self.optimizer.zero_grad()
+        for w in (*self.a.values(), *self.b.values()):
+            w.grad = torch.zeros_like(w)
+        loss = self._differentiate(graded, on) if len(on) else 0.0
+        self.optimizer.step()
+        sums = torch.tensor([loss, len(on)], dtype=torch.float64, device=self.ranks.device)
+        total, count = self.ranks.sum_(sums).tolist()
+        return total / count
+
+    def _differentiate(self, graded: Graded, on: Tensor) -> float:
+        """Add to the gradients those of the sum, over these rows, of the mean of what was graded; returns the sum."""
         scored = graded.mask_BT.shape[1] - int(graded.mask_BT.any(0).int().argmax())  # the last inputs: all graded
         mask_BS, targets_BS = graded.mask_BT[on, -scored:], graded.targets_BT[on, -scored:]
         with torch.enable_grad():
             logp_BSV = self._log_probs(graded.rows_BT[on], graded.slot_B[on], scored)
             nll_BS = -logp_BSV.gather(-1, targets_BS[..., None])[..., 0] * mask_BS
-            mean_B = nll_BS.sum(1) / mask_BS.sum(1)
-            mean_B.sum().backward()
-        self.optimizer.step()
-        sums = torch.stack([mean_B.detach().sum(), mean_B.new_tensor(len(on))]).double()
-        total, count = self.ranks.sum_(sums).tolist()
-        return total / count
+            total = (nll_BS.sum(1) / mask_BS.sum(1)).sum()
+            total.backward()
+        return float(total.detach())
 
 
 @dataclass(kw_only=True, slots=True)

@@ -194,15 +194,23 @@ def test_contexts_without_exact_keys_are_refused(model: LM) -> None:
         NGramConfig(shortest=1, longest=6, strength=1.0, scorer=FixedConfig()).open(model, ALONE)
 
 
-def test_a_mixture_follows_the_better_of_its_parts(model: LM, stream: np.ndarray) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_mixture_follows_the_better_of_its_parts(share: float, model: LM, stream: np.ndarray) -> None:
+    """Round by round, from what its parts give alone: Bayes' weights, of which a share is dealt out anew."""
     bad = TemperatureConfig(temperature=20.0, scorer=FixedConfig())
-    mixed = MixtureConfig(share=0.0, scorers={"fixed": FixedConfig(), "bad": bad})
-    found, fixed, worse = (
-        nll_of(windows_of(16, None, 16, chunk_tokens=16, scorer=scorer), model, stream).sum()
-        for scorer in (mixed, None, bad)
+    mixed = MixtureConfig(share=share, scorers={"fixed": FixedConfig(), "bad": bad})
+    found, *parts = (
+        nll_of(windows_of(16, None, 16, chunk_tokens=16, scorer=scorer), model, stream) for scorer in (mixed, None, bad)
     )
-    best, other = sorted([fixed, worse])
-    assert found < best + 0.3 * (other - best), "weights of even parts would end half way"
+    weight_K, expected, most = np.full(2, 0.5), [], 0.5
+    for start in range(0, len(found), 16):
+        p_KS = np.exp(-np.stack(parts)[:, start : start + 16])
+        expected.append(-np.log(weight_K @ p_KS))
+        weight_K = weight_K * p_KS.prod(1) / (weight_K @ p_KS.prod(1))
+        weight_K = (1 - share) * weight_K + share / 2
+        most = max(most, weight_K.max())
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-4)
+    assert most > 0.8, "one of them is better"
 
 
 def test_scorers_of_documents_want_documents() -> None:

@@ -18,12 +18,13 @@ import torch
 from golf.dist import Ranks
 from golf.evals import probes
 from golf.evals.case import Case
-from golf.evals.evaluator import EvalConfig, EvaluatorConfig
+from golf.evals.evaluator import EvalConfig, EvaluatorConfig, WindowsConfig
 from golf.evals.learning import LearnerConfig
 from golf.evals.scorers import BESIDE, ORDER
+from golf.evals.ttt_lora import PhasedConfig
 from golf.evals.ttt_sgd import SGDScorerConfig
 from golf.ledger import Ledger
-from golf.models.lm import LMConfig
+from golf.models.lm import LMConfig, declared_length
 from golf.nodes import configs
 from golf.scoring import Scoring
 from golf.tokens.prepare import Prepared, Split
@@ -71,20 +72,41 @@ def evaluator_of(choice: str) -> EvaluatorConfig:
 
 
 def case_of(evaluator: EvaluatorConfig, model: LMConfig, name: str, places: int = 2) -> Case:
-    """Return an evaluator, in short windows, and a new model on the text. What learns learns fast, so that little text
-    moves it. name: it decides where text is cut, at half of the places in the first round."""
-    evaluator = copy.deepcopy(evaluator.shortened(LENGTH))
-    for _, part in configs(evaluator):
-        if isinstance(part, LearnerConfig):
-            part.lr *= 20
-        if isinstance(part, SGDScorerConfig) and part.ema is not None:
-            part.ema **= 100
-    case = Case(evaluator, uneven_model(model.exported(), STD), text(), counter(), BOS)
+    """Return an evaluator, in short windows, and a new model on the text. name: it decides where text is cut, half of
+    the places in the first half of the rounds."""
+    case = Case(eager(evaluator.shortened(LENGTH)), uneven_model(model.exported(), STD), text(), counter(), BOS)
+    case.plan = case.base = case.trace(case.stream, frozenset(range(len(case.stream))))  # type: ignore[misc]
     targets = np.random.default_rng(zlib.crc32(name.encode())).permutation(np.arange(1, len(case.stream)))
-    first, later = (targets[(case.plan.round_N[targets] > 0) == is_later] for is_later in (False, True))
-    chosen = [*first[: -(-places // 2)], *later[: places // 2]]
+    targets = targets[np.argsort(case.stream[targets] == BOS, kind="stable")]  # behind a document's last little is left
+    late = case.plan.round_N[targets] >= max(1, (case.plan.rounds - 1) / 2)
+    chosen = [*targets[~late][: -(-places // 2)], *targets[late][: places // 2]]
     case.places = {f"target {k}": int(k) for k in chosen}  # type: ignore[misc]
     return case
+
+
+def eager(evaluator: EvaluatorConfig) -> EvaluatorConfig:
+    """Return it with four rounds at least, if any learn, and with what learns learning so fast that little text moves
+    it; gradients are not clipped, so that their size has a say."""
+    chunks = isinstance(evaluator, WindowsConfig) and evaluator.chunk_tokens
+    evaluator = copy.deepcopy(evaluator.shortened(LENGTH // 2) if chunks else evaluator)
+    for _, part in configs(evaluator):
+        if isinstance(part, LearnerConfig):
+            part.lr *= 10
+        if isinstance(part, SGDScorerConfig | PhasedConfig):
+            part.clip_norm *= 100
+        if isinstance(part, SGDScorerConfig):
+            part.epochs = min(part.epochs, 2)
+            part.ema = part.ema and part.ema**100
+    return evaluator
+
+
+def rounding(case: Case) -> float:
+    """Return how far scores move where weights do by a rounding, nats: some learning multiplies such differences."""
+    model, generator = copy.deepcopy(case.model), torch.Generator().manual_seed(0)
+    for w in model.parameters():
+        w.data = w.data * (1 + 3e-7 * torch.randn(w.shape, generator=generator))
+    found = replace(case, model=model).trace(case.stream)
+    return float(np.abs(found.nll_N - case.plan.nll_N)[1:].max())
 
 
 @dataclass(frozen=True)
@@ -104,15 +126,14 @@ class Variant:
         """nll_N of each target of the case's own text, and each rank's sums (nats, targets, bytes) over all ranks."""
 
         def one(ranks: Ranks) -> tuple[np.ndarray, tuple[float, int, int]]:
-            model = self.case.model if ranks.first else copy.deepcopy(self.case.model)  # what it is told is its own
-            own = replace(self.case, ranks=ranks, model=model, ledger=Ledger())
-            trace = own.trace(self.stream)
+            trace = replace(self.case, ranks=ranks, ledger=Ledger()).trace(self.stream)
             return trace.nll_N, trace.sums()
 
         if self.world == 1:
             trace = self.case.trace(self.stream)
             return trace.nll_N[self.place_N], {trace.sums()}
-        shares, sums = zip(*on_threads(self.world, one), strict=True)
+        with declared_length(self.case.model, self.case.evaluator.length):  # which each rank leaves as it found it
+            shares, sums = zip(*on_threads(self.world, one), strict=True)
         graded = np.isfinite(shares).sum(0) == 1
         return np.where(graded, np.nansum(shares, 0), np.nan)[self.place_N], set(sums)
 

@@ -11,7 +11,7 @@ from tests.helpers.relations import case_of, declared, evaluator_of, model_of, m
 @pytest.mark.parametrize("choice", CHOICES)
 def test_nothing_moves_scores(choice: str) -> None:
     model, evaluator = model_of(choice), replace(evaluator_of("documents"), documents=8)  # all at once
-    case = case_of(evaluator, model, choice, places=1)
+    case = case_of(evaluator, model, choice)
     expected = declared(evaluator, model)
     found = moving(case, expected)
     assert found.keys() == expected, found
