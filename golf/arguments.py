@@ -43,6 +43,8 @@ def key_values(arguments: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
         if not equals or key not in keys:
             near = hint(key.lstrip("-"), keys)
             raise UserError(f"{argument}: takes {', '.join(keys)}, each as key=value{near}")
+        if value in ("None", "null", "NULL", ""):
+            raise UserError(f"{argument}: is a text here; leave {key} out where there is none")
         if key in given:
             raise UserError(f"{key} is given twice ({key}={given[key]} and {argument}); keep one")
         given[key] = value

@@ -18,8 +18,10 @@ if __name__ == "__main__":
 
 from golf.arguments import key_values, print_help, switched_on
 from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, known_bad
-from golf.errors import UserError, in_one_line
+from golf.door import in_one_line
+from golf.errors import UserError
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
+from golf.files import path_of
 from golf.requantise import open_source
 from golf.suggestions import hint
 from golf.terminal import Column, Content, marked, show_table, words
@@ -39,10 +41,10 @@ def main(arguments: list[str]) -> int:
     if "experiments" in given:
         return over_experiments(given["experiments"])
     if "sweep" in given:
-        return over_sweep(Path(given["sweep"]), given.get("evaluator"))
+        return over_sweep(path_of(given["sweep"]), given.get("evaluator"))
     if switched_on(given, "known_bad"):
-        return confusion(Path(given["run"]))
-    return max(over_run(Path(folder), given.get("evaluator")) for folder in given["run"].split(","))
+        return confusion(path_of(given["run"]))
+    return max(over_run(path_of(folder), given.get("evaluator")) for folder in given["run"].split(","))
 
 
 def check(given: dict[str, str]) -> None:

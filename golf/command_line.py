@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -15,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from golf.errors import UserError
+from golf.files import path_of
 from golf.suggestions import nearest
 
 SEARCH_PATH = "hydra.searchpath"
@@ -151,7 +151,7 @@ def search_path(folders: Sequence[str]) -> str:
     """Return the override that adds folders of YAML files to conf/. Raises UserError where there is no such folder."""
     places = []
     for folder in folders:
-        path = Path(folder.removeprefix("file://")).expanduser().resolve()
+        path = path_of(folder.removeprefix("file://")).resolve()
         if not path.is_dir():
             raise UserError(f"--config-dir={folder}: is no folder; name one that holds YAML files as conf/ does")
         places.append(QuotedString(text=f"file://{path}", quote=Quote.double).with_quotes())

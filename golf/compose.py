@@ -32,7 +32,7 @@ from golf.conf_files import CONF, Stamp, read_yaml, register_resolvers, stamp_of
 from golf.config import Run
 from golf.errors import UserError
 from golf.launcher.grid import key_of, run_label
-from golf.suggestions import hint, nearest, nearest_key
+from golf.suggestions import hint, means_null, nearest, nearest_key
 from golf.typed import typed
 
 VERSION_BASE = "1.3"
@@ -57,6 +57,8 @@ def run_of_whole(config: DictConfig, added: Sequence[str] = ()) -> Run:
     for key in sorted(map(str, node.keys() - NAMES)):
         near = hint(key, [*NAMES, *(path.name for path in CONF.iterdir() if path.is_dir())])
         raise UserError(f"{key}={node[key]}: there is no key {key}; --cfg job prints every key there is{near}")
+    if means_null(node.get("label")):
+        raise UserError(f"label={node['label']}: is a text; write label=null for the name that a run has by itself")
     if node.get("label") is None:
         node["label"] = choices.get("experiment") or f"{choices.get('model')}-{choices.get('quant')}"
     if added and not any(key_of(override) == "label" for override in added):
@@ -124,8 +126,15 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
             return f"{' '.join(groups)}: a group takes the name of one of its options; --help lists them"
     message = text.split("Config search path:")[0]  # where Hydra looked is no help, and long
     lost = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
-    near = hint(lost[2], composer_of(arguments).loader.get_group_options(lost[1])) if lost else ""
+    near = _instead(lost[1], lost[2], composer_of(arguments)) if lost else ""
     return " ".join(line.strip() for line in message.splitlines() if line.strip()) + near
+
+
+def _instead(group: str, name: str, composer: "Composer") -> str:
+    """Say what to write for a name that is no option of its group."""
+    options = composer.loader.get_group_options(group)
+    near = hint(name, options) or hint(name.lower(), options)
+    return near or (f"; for none, write {group}=null" if means_null(name) else "")
 
 
 def _names_options(word: str) -> bool:
@@ -261,11 +270,11 @@ class Composer:
 
         Raises UserError for a group that no run can do without.
         """
-        return [f"{word.removesuffix('null')}[]" if self._is_null(word) else word for word in overrides]
+        return [f"{word.partition('=')[0]}=[]" if self._is_null(word) else word for word in overrides]
 
     def _is_null(self, word: str) -> bool:
         group = key_of(word).split("@")[0]
-        if not word.endswith("=null") or not self.loader.repository.group_exists(group):
+        if not word.lower().endswith("=null") or not self.loader.repository.group_exists(group):
             return False
         without = self.loader.repository.load_config(self.config_name)
         if group in NEEDED and (without is None or group not in without.config):

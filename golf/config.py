@@ -14,6 +14,7 @@ from golf.curriculum import Batches, CurriculumConfig, Shape
 from golf.errors import UserError
 from golf.evals.evaluator import EvalConfig
 from golf.fields import OPERATIONAL, between, one_of, positive
+from golf.files import path_of
 from golf.late import LateConfig
 from golf.losses import LossPartConfig
 from golf.models.kernels import ATTENTION_BACKENDS
@@ -252,6 +253,7 @@ class Run(Recipe):
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
         one_of("resume", self.resume, RESUMES)
+        self.outputs, self.data_dir = str(path_of(self.outputs)), str(path_of(self.data_dir))
         for name in ("label", "sweep_label"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", value):

@@ -20,7 +20,9 @@ from golf.arguments import Parser
 from golf.command_line import check
 from golf.compose import compose
 from golf.conf_files import CONF
-from golf.errors import UserError, in_one_line
+from golf.door import in_one_line
+from golf.errors import UserError
+from golf.files import path_of
 from golf.suggestions import did_you_mean
 from golf.terminal import Column, show_table, words
 from golf.tokens.prepare import DataConfig, Prepared
@@ -48,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("overrides", nargs="+", metavar="FOLDER | data=NAME data.KEY=VALUE")
     check.set_defaults(run=run_check)
     for command in (prepare, listing, check):
-        command.add_argument("--data-dir", type=Path, default=Path("data"), help="default: data/")
+        command.add_argument("--data-dir", type=path_of, default=Path("data"), help="default: data/")
     return parser
 
 
@@ -73,7 +75,7 @@ def run_check(options: argparse.Namespace) -> None:
     """Check one prepared folder in depth."""
     first = options.overrides[0]
     if "=" not in first:
-        prepared: Prepared | None = Prepared.load(Path(first))
+        prepared: Prepared | None = Prepared.load(path_of(first))
     else:
         config = data_of(options.overrides)
         prepared = config.find(options.data_dir)

@@ -129,10 +129,10 @@ def _cpu_flags() -> set[str]:
 
 
 def start(device: str) -> Ranks:
-    """Join the group that torchrun's environment describes, or be alone."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    """Join the group that torchrun's environment describes, or be alone: others set RANK and WORLD_SIZE, too."""
+    told = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
+    world, rank = int(told.get("WORLD_SIZE", "1")), int(told.get("RANK", "0"))
+    chosen = pick_device(device, int(told.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:

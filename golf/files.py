@@ -10,8 +10,21 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from golf.errors import UserError
+
 MOST_TEXT = 2**26  # bytes of a JSON or text file; golf's own are a hundredth of that
 DEEPEST = 64  # levels of JSON; a run's configuration has some ten
+
+
+def path_of(text: str) -> Path:
+    """Return the path that somebody typed: ~ and ~NAME are home folders. Raises UserError where there is none such.
+
+    A shell does not expand them behind `key=`.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: nobody's home folder is known for {text.split('/')[0]}; write the path out") from None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 from golf.artifact.contents import contents
 from golf.checkpoint import load_tensors
+from golf.files import path_of
 from golf.launcher.grid import value_of
 from golf.requantise import requantise
 from golf.revisit import Door
@@ -47,7 +48,7 @@ DOOR = Door(
 def inspected(given: list[str]) -> bool:
     if not given[0].startswith("inspect="):
         return False
-    show_contents(Path(value_of(given[0])))
+    show_contents(path_of(value_of(given[0])))
     return True
 
 

@@ -13,7 +13,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # it held golf/ itself
 
 from golf.arguments import Parser
-from golf.errors import UserError, in_one_line
+from golf.door import in_one_line
+from golf.errors import UserError
+from golf.files import path_of
 from golf.reports import dashboard, grids, page
 from golf.reports.analysis import MARGIN_NATS, Agreement, Analysis, agreement, analyse
 from golf.reports.load import Sweep, load
@@ -24,7 +26,7 @@ from golf.terminal import console
 
 def arguments(line: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="golf/report.py", description="Compare the rows of sweeps.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a sweep, such as outputs/smoke")
+    parser.add_argument("folders", nargs="+", type=path_of, metavar="FOLDER", help="of a sweep, such as outputs/smoke")
     parser.add_argument("--control", metavar="ROW", help="the row to compare with (default: what the sweep file says)")
     parser.add_argument(
         "--margin",

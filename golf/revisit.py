@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from golf import result as results
@@ -10,7 +9,9 @@ from golf.arguments import print_help
 from golf.checks import check_scored, check_scorers, check_storage
 from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
-from golf.errors import UserError, in_one_line
+from golf.door import in_one_line
+from golf.errors import UserError
+from golf.files import path_of
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
 from golf.rundir import RunDir, marks
@@ -64,7 +65,7 @@ class Door:
         axes = [axis_of(argument) for argument in changes]
         if not several and (many := [axis for axis in axes if axis.swept]):
             raise UserError(f"{many[0].key}: several values; add -m to make a cell of each")
-        sources = [open_source(Path(folder), artifact=self.artifact) for folder in own["run"].split(",")]
+        sources = [open_source(path_of(folder), artifact=self.artifact) for folder in own["run"].split(",")]
         plan = Plan(None, None, (), {})
         if "sweep" in own:
             plan = plan_of(compose_whole([*folders_of(words_of(sources[0])), f"+sweep={own['sweep']}"]))

@@ -164,7 +164,10 @@ class NoTrackerConfig(LogConfig):
 
 @dataclass(kw_only=True, slots=True)
 class WandbConfig(LogConfig):
-    """Weights & Biases. mode=auto is online where a key is found, else offline; it never asks and never fails a run."""
+    """Weights & Biases. It never asks and never fails a run.
+
+    mode=auto is what WANDB_MODE says; without that it is online where a key is found, else offline.
+    """
 
     project: str
     entity: str | None
@@ -179,7 +182,17 @@ class WandbConfig(LogConfig):
             raise UserError("log=wandb: the package wandb is not installed; pip install wandb, or log=none")
 
     def build(self, folder: Path, facts: dict[str, Any], note: Callable[[str], None]) -> Sink:
+        if self.chosen_mode() == "disabled":
+            note("wandb: disabled (WANDB_MODE), so nothing is tracked")
+            return Sink()
         return WandbSink(self, folder, facts, note)
+
+    def chosen_mode(self) -> str:
+        """Return auto, online, offline or disabled: what `mode` says, else W&B's own WANDB_MODE."""
+        told = os.environ.get("WANDB_MODE", "")
+        if self.mode != "auto" or not told:
+            return self.mode
+        return {"dryrun": "offline", "run": "online"}.get(told, told)
 
 
 class WandbSink(Sink):
@@ -194,7 +207,7 @@ class WandbSink(Sink):
         self._guard(lambda: self._start(folder, facts))
 
     def _start(self, folder: Path, facts: dict[str, Any]) -> None:
-        wandb, mode = _wandb(), self.config.mode
+        wandb, mode = _wandb(), self.config.chosen_mode()
         if mode == "auto":
             mode = "online" if _has_key() else "offline"
         self.online = mode == "online"

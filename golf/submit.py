@@ -22,7 +22,9 @@ if __name__ == "__main__":
 
 from golf.arguments import key_values, one_of, print_help, switched_on
 from golf.code_record import git
-from golf.errors import UserError, in_one_line
+from golf.door import in_one_line
+from golf.errors import UserError
+from golf.files import path_of
 from golf.submission.archive import archive
 from golf.submission.archive import verify as verified
 from golf.submission.check import faults
@@ -65,7 +67,7 @@ def submit(given: dict[str, str]) -> int:
     """Gather, pack, weigh, and write the folder, or say why not."""
     track, said = TRACKS[one_of("track", given.get("track", "(none)"), list(TRACKS))], Said(**_said(given))
     forced = switched_on(given, "force")
-    entry = gather([Path(path) for path in given["run"].split(",")], given.get("row"), given.get("ship", "packed"))
+    entry = gather([path_of(path) for path in given["run"].split(",")], given.get("row"), given.get("ship", "packed"))
     comparison = compare(entry, given.get("reference"))
     found = against(entry, track, comparison)
     reasons = refusing(found, track)
@@ -86,7 +88,7 @@ def submit(given: dict[str, str]) -> int:
     if reasons and not forced:
         print(f"refused, for {len(reasons)} reason{'s' * (len(reasons) > 1)}; force=true writes it all the same")
         return 1
-    into = Path(given.get("into", "outputs/submissions"))
+    into = path_of(given.get("into", "outputs/submissions"))
     folder = write_folder(Proposal(entry=entry, track=track, said=said, against=found, comparison=comparison), into)
     print(folder)
     return 0
@@ -108,7 +110,7 @@ def _said(given: dict[str, str]) -> dict[str, str]:
 
 
 def check(given: dict[str, str]) -> int:
-    found = faults(Path(given["check"]))
+    found = faults(path_of(given["check"]))
     for fault in found:
         print(f"{given['check']}: {fault}")
     print(f"refused, for {len(found)} of these" if found else f"{given['check']}: whole, and true to itself")
@@ -121,8 +123,8 @@ def repeat(given: dict[str, str]) -> int:
         raise UserError("data=(none): name a folder of token shards, such as data/prepared/NAME")
     print(f"running {given['reproduce']}/train_gpt.py, which is the folder's own code", file=sys.stderr)
     found = reproduce(
-        Path(given["reproduce"]),
-        Path(given["data"]),
+        path_of(given["reproduce"]),
+        path_of(given["data"]),
         numbers.get("seed"),
         given.get("packages", "install"),
         numbers.get("nproc"),
@@ -139,12 +141,12 @@ def _whole(key: str, value: str) -> int:
 
 
 def keep(given: dict[str, str]) -> int:
-    print(archive(Path(given["archive"]), Path(given.get("into", "outputs/archives"))))
+    print(archive(path_of(given["archive"]), path_of(given.get("into", "outputs/archives"))))
     return 0
 
 
 def verify(given: dict[str, str]) -> int:
-    print(f"{given['verify']}: {verified(Path(given['verify']))} files, all as they were")
+    print(f"{given['verify']}: {verified(path_of(given['verify']))} files, all as they were")
     return 0
 
 

@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+NO_VALUE = ("none", "null", "nil", "~", "")
+
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
     """Return the option that is spelt most like `word`; None where none is near."""
@@ -21,6 +23,14 @@ def hint(word: str, options: Iterable[str]) -> str:
     """Return `; did you mean X?`, to be put behind a message; empty where no option is near."""
     near = nearest(word, options)
     return "" if near is None else f"; did you mean {near}?"
+
+
+def means_null(value: object) -> bool:
+    """Return whether a value is a text by which people mean that there is none, and that YAML and Hydra take as it is.
+
+    Behind a key that can be null, None would else be the name of an account, or cut a text at each None.
+    """
+    return isinstance(value, str) and value.strip().lower() in NO_VALUE
 
 
 def names_in(folder: Path) -> list[str]:

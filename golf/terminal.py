@@ -58,9 +58,20 @@ class Lasting:
                 os.dup2(nowhere.fileno(), self.stream.fileno())
 
 
+def fill_descriptors() -> None:
+    """Open what is closed of stdin, stdout and stderr to nothing: the next file opened would else be taken for it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)  # child processes have it too
+
+
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
     """Within the context stdout and stderr outlive their readers."""
+    fill_descriptors()
     before = sys.stdout, sys.stderr
     opened = [stream or open(os.devnull, "w") for stream in before]  # noqa: SIM115 (None: closed by who started us)
     sys.stdout, sys.stderr = lasting = [stream if isinstance(stream, Lasting) else Lasting(stream) for stream in opened]

@@ -23,7 +23,8 @@ from golf.command_line import Line, check_arguments, check_lone
 from golf.compose import VERSION_BASE, compose_whole, composer_of, composing, run_of_whole, set_up_hydra
 from golf.conf_files import CONF
 from golf.config import Run
-from golf.errors import UserError, in_one_line
+from golf.door import in_one_line, ranks_asked
+from golf.errors import UserError
 from golf.launcher import jobs
 from golf.launcher.slots import whole_machine
 
@@ -89,11 +90,18 @@ def start(run: Run) -> int:
     os.execve(command[0], command, environment)
 
 
+def as_many_ranks(words: list[str]) -> list[str]:
+    """Return a command line that asks for the ranks that torchrun was to start, where it has started this door."""
+    ranks = ranks_asked()
+    given = ranks is None or any(word.lstrip("+").startswith("launch.nproc=") for word in words)
+    return words if given else [*words, f"launch.nproc={ranks}"]
+
+
 @in_one_line
 def main() -> int:
     """Exit code 2 and one line for bad input; the worker's own code otherwise."""
     try:
-        line = check_arguments(sys.argv[1:])
+        line = check_arguments(as_many_ranks(sys.argv[1:]))
         sys.argv[1:] = [*line.options, *line.overrides]
         run = run_of_line(line)
         return 0 if run is None else start(run)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.classes import config_class
 from golf.errors import UserError
-from golf.suggestions import did_you_mean
+from golf.suggestions import did_you_mean, means_null
 
 
 def typed(node: Any, path: str = "", cls: type | None = None) -> Any:
@@ -66,6 +66,7 @@ def _parts(node: Any, path: str, kind: type) -> dict[str, Any]:
     """Return parts by name; what is null is absent."""
     made = {}
     for place, name, value in _named(node, path):
+        _check_null(value, kind | None, place)
         if not ((isinstance(value, dict) and "_target_" in value) or dataclasses.is_dataclass(value)):
             raise _no_part(place, _short(value), kind)
         made[name] = typed(value, place, kind)
@@ -91,6 +92,7 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
             ready[key] = _parts(value, where, kind) if many else typed(value, where, kind)
             continue
         value = _values(value, where)
+        _check_null(value, hints[key], where)
         if (hints[key] is bool) != isinstance(value, bool):  # omegaconf would turn one into the other
             raise UserError(f"{where}={_short(value)}: it takes {_type_name(hints[key])}")
         exact = _exact(value, hints[key])
@@ -101,6 +103,19 @@ def _build(cls: type, items: dict[str, Any], path: str) -> Any:
         return cls(**ready)
     except (TypeError, ValueError) as error:
         raise UserError(_join(path, str(error).splitlines()[0])) from None
+
+
+def _check_null(value: Any, hint: Any, where: str) -> None:
+    """Raise UserError for a text such as None where a value, or a member of a dict or list, can be null."""
+    options = typing.get_args(hint)
+    if isinstance(value, dict) and typing.get_origin(hint) is dict:
+        for key, item in value.items():
+            _check_null(item, options[1], _join(where, str(key)))
+    elif isinstance(value, list) and typing.get_origin(hint) is list:
+        for i, item in enumerate(value):
+            _check_null(item, options[0], f"{where}[{i}]")
+    elif types.NoneType in options and means_null(value):
+        raise UserError(f"{where}={value}: is a text; write {where}=null for none, or another text")
 
 
 def _converted(cls: type, odd: dict[str, Any], path: str) -> dict[str, Any]:

@@ -14,7 +14,11 @@ if __name__ == "__main__":
 
     from golf.launcher.processes import die_with_torchrun
 
-    die_with_torchrun(sys.argv[-1])  # before the seconds that torch takes to import
+    die_with_torchrun(sys.argv)  # before the seconds that torch takes to import
+
+    from golf.door import read_utf8
+
+    read_utf8()
 
 from torch.distributed.elastic.multiprocessing.errors import record
 

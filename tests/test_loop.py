@@ -137,14 +137,15 @@ def test_killed_and_resumed_is_bitwise_the_same(
     assert_same_run(whole, broken, steps=24)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_saves_and_stops_and_the_next_start_goes_on(
-    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    name: str, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a cluster's scheduler and what passes its signals on send it more than once."""
     one = job("budget.max_steps=12", "log.every_steps=1")
-    at_step(5, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(3)] and None, monkeypatch)
+    at_step(5, lambda: [os.kill(os.getpid(), signal.Signals[name]) for _ in range(3)] and None, monkeypatch)
     printed = one.here(code=130)
-    assert "stopped by SIGTERM" in printed and "saved: step 5" in printed and "Traceback" not in printed
+    assert f"stopped by {name}" in printed and "saved: step 5" in printed and "Traceback" not in printed
     assert json.loads(one.folder.status.read_text())["state"] == "stopped"
     assert load_tensors(one.folder.checkpoint)[1]["step"] == 5
     assert "resumed at step 5" in one.here()

@@ -31,7 +31,7 @@ def test_a_process_that_is_killed_goes_on_bitwise(job: Callable[..., Job]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2"])
 def test_a_signal_saves_and_stops_a_process(name: str, job: Callable[..., Job]) -> None:
     """Also where a cluster's scheduler and what passes its signals on send it twice."""
     one = job("budget.max_steps=3000", "log.every_steps=1")
@@ -52,15 +52,22 @@ def test_a_signal_saves_and_stops_a_process(name: str, job: Callable[..., Job]) 
 
 
 def test_two_ranks_under_a_command_train_as_one(job: Callable[..., Job], toy_folder: Path, tmp_path: Path) -> None:
-    """The whole command, as a user gives it, with torchrun; also where parts have no gradient in some steps.
+    """The whole command, as a user gives it, with torchrun; also where parts have no gradient in some steps, and
+    in an environment of another launcher's, with a terminal that has ASCII alone.
 
     Before the loop joins, its own scales and skips are unused.
     """
     here, model = tmp_path / "here", "model/stack=recurrence_untied"
     here.mkdir()
     line = toy_overrides(toy_folder, [model, "launch.nproc=2", "label=ranks", f"outputs={tmp_path / 'two'}"])
+    around = os.environ | {"RANK": "1", "WORLD_SIZE": "3", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "golf" / "train.py"), *line], capture_output=True, text=True, timeout=600, cwd=here
+        [sys.executable, str(ROOT / "golf" / "train.py"), *line],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=here,
+        env=around,
     )
     assert done.returncode == 0 and "artifact, read back" in done.stdout, done.stderr
     assert not list(here.iterdir()), "nothing is left where the command was given"

@@ -137,6 +137,7 @@ def test_a_failing_tracker_never_fails_a_run(
 ) -> None:
     fake, notes = FakeWandb(fail, key), []
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE")
     sink = WANDB.build(artifact.parent, FACTS, notes.append)
     sink.step(RECORD)
     sink.step(RECORD)

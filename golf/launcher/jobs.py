@@ -15,13 +15,15 @@ import yaml
 from golf.code_record import ROOT
 from golf.config import Run, fingerprint, identity
 from golf.errors import RunError
-from golf.launcher.processes import ATTEMPT, bound_to, obeyed
+from golf.launcher.processes import ATTEMPT, bound_to, obeyed, without_torchrun
 from golf.launcher.slots import Slot
 from golf.nodes import plain
 from golf.rundir import LONE, Made, RunDir, choose_folder, made_now, make_folder, read_json
 from golf.tokens.prepare import Prepared
 
 TAIL_LINES = 15
+# torchrun's options where all ranks are on one machine: the name that it calls itself need not resolve to an address.
+ONE_NODE = ("--standalone", "--local-addr=127.0.0.1")
 # torchrun's account of a rank that failed: a log line, its own traceback, and a summary with the root cause last.
 TORCHRUN_FAILED = re.compile(r"^E\d{4} .*torch/distributed/elastic.*failed \(exitcode", re.MULTILINE)
 TORCHRUN_CAUSE = re.compile(r"rank +: (\d+) .*\n *exitcode +: (-?\d+)")
@@ -83,11 +85,11 @@ def worker_line(folder: RunDir) -> list[str]:
 
 def worker_command(run: Run, folder: RunDir, slot: Slot) -> tuple[list[str], dict[str, str]]:
     """(command line, environment) of a run's process or processes on this machine."""
-    environment = os.environ | slot.environment(run)
+    environment = without_torchrun(os.environ) | slot.environment(run)
     if run.launch.nproc == 1:
         return [sys.executable, *worker_line(folder)], environment
     environment |= torchrun_variables(run)
-    return [*torchrun_line(run.launch.nproc), "--standalone", *worker_line(folder)], environment
+    return [*torchrun_line(run.launch.nproc), *ONE_NODE, *worker_line(folder)], environment
 
 
 def torchrun_line(nproc: int) -> list[str]:
@@ -104,11 +106,13 @@ def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -
     """Run torchrun to its end and give the run's own exit code and message; torchrun's go to log/torchrun.txt.
 
     SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM, which torchrun gives to every rank (killed, it would leave
-    them).
+    them). torchrun has a session of its own, as a terminal's signals would else come to it twice.
     """
     log = folder.path / "log" / "torchrun.txt"
     with open(log, "w") as errors:
-        child = subprocess.Popen(command, env=environment, stderr=errors, preexec_fn=bound_to(os.getpid()))
+        child = subprocess.Popen(
+            command, env=environment, stderr=errors, preexec_fn=bound_to(os.getpid()), start_new_session=True
+        )
         for number in obeyed((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
             signal.signal(number, lambda signum, frame: child.send_signal(signal.SIGTERM))
         code = child.wait()

@@ -8,9 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+# What torchrun tells its ranks, and takes its own options from (PET_): left over, they would be taken for this run's.
+TORCHRUN_NAMES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
+    *("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+TORCHRUN_PREFIXES = ("TORCHELASTIC_", "PET_")
 ATTEMPT = "=== "  # begins the line that an attempt begins with in its log
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -28,19 +34,34 @@ def die_with_parent(signum: int) -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signum)
 
 
-def die_with_torchrun(run_folder: str) -> None:
-    """In a rank, first of all: be killed when torchrun dies, and go at once where it is dead already (Linux).
+def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return variables without those by which torchrun tells a process which rank it is."""
+    kept = (name for name in environment if name not in TORCHRUN_NAMES and not name.startswith(TORCHRUN_PREFIXES))
+    return {name: environment[name] for name in kept}
 
-    torchrun's own command line ends with the worker's arguments, so a parent without run_folder is another process.
+
+def is_rank(arguments: Sequence[str]) -> bool:
+    """Return whether torchrun has started this process, whose command line is `arguments`, as a rank.
+
+    Its variables alone may be left over from further up. On Linux the parent's own command line has to end likewise.
     """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    if _LIBC is None:
+        return True
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return False
+    return words[-len(arguments) :] == [os.fsencode(argument) for argument in arguments]
+
+
+def die_with_torchrun(arguments: Sequence[str]) -> None:
+    """In a rank, first of all: be killed when torchrun dies, and go at once where it is dead already (Linux)."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or _LIBC is None:
         return
     die_with_parent(signal.SIGKILL)
-    try:
-        line = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:
-        line = b""
-    if os.fsencode(run_folder) not in line.split(b"\0"):
+    if not is_rank(arguments):
         os._exit(1)
 
 

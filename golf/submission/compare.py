@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.errors import UserError
+from golf.files import path_of
 from golf.reports.analysis import MARGIN_NATS
 from golf.reports.load import load
 from golf.reports.references import Reference, references
@@ -52,9 +53,9 @@ def compare(entry: Entry, name: str | None) -> Comparison | None:
     for reference in known:
         if reference.name == name:
             return _published(entry, reference)
-    folder, _, row = name.partition(":")
-    if Path(folder).is_dir():
-        return _measured(entry, Path(folder), row or None)
+    place, _, row = name.partition(":")
+    if (folder := path_of(place)).is_dir():
+        return _measured(entry, folder, row or None)
     listed = ", ".join(reference.name for reference in known) or "none"
     raise UserError(
         f"reference={name}: neither a folder of runs nor a published result on {entry.run.track} (there: {listed})"

@@ -20,7 +20,7 @@ import torch
 
 from golf.arguments import one_of
 from golf.errors import RunError, UserError
-from golf.launcher.jobs import torchrun_line
+from golf.launcher.jobs import ONE_NODE, torchrun_line
 from golf.rundir import DIGITS, RunDir, cpu_name
 from golf.submission.folder import REQUIREMENTS, SCRIPT, TOKENIZER
 from golf.submission.logs import last_line
@@ -190,7 +190,7 @@ def make_environment(place: Path, requirements: Path, packages: str) -> Path:
 def _runner(nproc: int) -> list[str]:
     if nproc == 1:
         return []
-    return [*torchrun_line(nproc)[1:], "--standalone"]  # by another interpreter
+    return [*torchrun_line(nproc)[1:], *ONE_NODE]  # by another interpreter
 
 
 def _clean_environment(data: Path, place: Path, seed: int, variables: dict[str, str]) -> dict[str, str]:

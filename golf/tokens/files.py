@@ -11,6 +11,7 @@ from pathlib import Path
 import zstandard
 
 from golf.errors import UserError
+from golf.files import path_of
 
 SUFFIXES = (".txt", ".jsonl", ".txt.zst", ".jsonl.zst")
 KINDS = " or ".join(SUFFIXES)
@@ -54,7 +55,7 @@ def text_files(path: str) -> Found:
 
     UserError where there is none, where a file that is named is of another kind, and where a folder cannot be read.
     """
-    root, found = Path(path).expanduser(), Found()
+    root, found = path_of(path), Found()
     if root.is_dir():
         _search(root, found, set(), set())
     elif root.is_file():

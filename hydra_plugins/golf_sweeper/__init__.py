@@ -83,11 +83,14 @@ def plan_of(config: DictConfig) -> Any:
     """The Plan of a master configuration. UserError where its `hydra.sweeper` is none."""
     from golf.errors import UserError
     from golf.launcher.grid import Plan
+    from golf.suggestions import means_null
 
     fields: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)  # rows are resolved in their cells
     for key, kind in (("rows", dict), ("seeds", list)):
         if not isinstance(fields[key], kind):
             raise UserError(f"hydra.sweeper.{key}={fields[key]!r}: must be a {kind.__name__}")
+    if means_null(fields["purpose"]):
+        raise UserError(f"hydra.sweeper.purpose={fields['purpose']}: is a text; write null for none")
     rows = {name: _row(name, line) for name, line in fields["rows"].items()}
     return Plan(fields["purpose"], _control(fields["control"], rows), tuple(fields["seeds"]), rows)
 

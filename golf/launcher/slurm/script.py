@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from golf.config import Run
 from golf.launcher import jobs
-from golf.launcher.processes import ATTEMPT
+from golf.launcher.processes import ATTEMPT, TORCHRUN_NAMES, TORCHRUN_PREFIXES
 from golf.launcher.slots import variables_of
 from golf.rundir import RunDir
 
@@ -32,6 +32,7 @@ _JOB = """\
 # SIGUSR2 (the time limit is near) and SIGTERM (preemption): the run saves, and the job is queued again to go on.
 # SIGINT (its launcher's Ctrl-C): it saves and ends. A job that SLURM itself cancels or requeues is left to SLURM.
 exec >> {console} 2>&1
+unset {left_over}  # of whoever submitted this
 echo "{attempt}$(date '+%F %T'): SLURM job ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID on $SLURM_JOB_NODELIST"
 job=$SLURM_JOB_ID  # but the last of an array has the array's number, which means all of it
 [ "$job" != "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
@@ -98,6 +99,7 @@ def job(launch: "SlurmLaunch", run: Run, folder: RunDir) -> str:
     return _JOB.format(
         console=shlex.quote(str(folder.path / "log" / "console.txt")),
         attempt=ATTEMPT,
+        left_over=" ".join([*TORCHRUN_NAMES, *(f"${{!{prefix}@}}" for prefix in TORCHRUN_PREFIXES)]),
         before="\n".join(
             [*launch.setup, *(f"export {name}={shlex.quote(value)}" for name, value in variables.items())]
         ),
@@ -123,7 +125,7 @@ def _command(launch: "SlurmLaunch", folder: RunDir) -> str:
     if launch.nproc == 1:
         return shlex.join([sys.executable, *worker])
     if launch.nodes == 1:
-        return shlex.join([*jobs.torchrun_line(here), "--standalone", *worker])
+        return shlex.join([*jobs.torchrun_line(here), *jobs.ONE_NODE, *worker])
     step = ["srun", f"--nodes={launch.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={launch.cpus * here}"]
     first = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     port = "$((20000 + SLURM_JOB_ID % 20000))"  # jobs that share a node differ in it
