@@ -119,6 +119,9 @@ def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -
     if code == 0:
         return 0
     status = folder.get_status()
+    if killed := killed_rank(log, status):
+        print(f"golf: {killed}; the same command goes on from what was saved", file=sys.stderr)
+        return 1
     if status.get("state") in ("stopped", "failed"):
         print(f"golf: {status['message']}", file=sys.stderr)
         return int(status["code"])
@@ -142,6 +145,27 @@ def tail(log: Path) -> str:
 
 
 def rank_that_died(log: Path) -> tuple[int, int] | None:
-    """(rank, exit code) of the rank that failed first, from torchrun's summary; torchrun itself gives 1."""
-    causes = TORCHRUN_CAUSE.findall(last_attempt(log))
-    return (int(causes[-1][0]), int(causes[-1][1])) if causes else None
+    """(rank, exit code) of the rank that failed first, from torchrun's summary; torchrun itself gives 1.
+
+    A rank that was killed comes before all others: it cannot say when it died, and those that lost their connection to
+    it then can. torchrun itself sends SIGTERM to those that are left.
+    """
+    causes = [(int(rank), int(code)) for rank, code in TORCHRUN_CAUSE.findall(last_attempt(log))]
+    killed = [(rank, code) for rank, code in causes if code < 0 and code != -signal.SIGTERM]
+    return [*causes, *killed[:1]][-1] if causes else None
+
+
+def killed_rank(log: Path, status: Mapping[str, Any]) -> str:
+    """Say which rank was killed, where another rank's status tells of nothing but its lost connection; else empty."""
+    died = rank_that_died(log)
+    if died is None or died[1] >= 0 or died[1] == -signal.SIGTERM or died[0] == status.get("rank"):
+        return ""
+    return f"rank {died[0]} {meaning(died[1])}"
+
+
+def meaning(code: int) -> str:
+    """Say in words how a process ended."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (by the kernel, when memory runs out)" if name == "SIGKILL" else "")
+    return f"ended with exit code {code} and without a word; the end of its log may tell"

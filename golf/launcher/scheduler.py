@@ -239,13 +239,6 @@ class Scheduler:
                 attempt.kill_at = 0.0
 
 
-def _meaning(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (by the kernel, when memory runs out)" if name == "SIGKILL" else "")
-    return f"ended with exit code {code} and without a word; the end of its log may tell"
-
-
 def reason_of(task: Task, ended: Ended) -> tuple[str, int]:
     """(one line on why an attempt left no result, its rank's own exit code): by the words of whoever ran it and the
     worker's, else by the code.
@@ -253,7 +246,8 @@ def reason_of(task: Task, ended: Ended) -> tuple[str, int]:
     Where the worker had no time for a word, its status.json gets this one.
     """
     status, code = task.folder.get_status(), ended.code
-    if status.get("state") in ("failed", "stopped"):
+    killed = jobs.killed_rank(task.console, status) if task.run.launch.nproc > 1 else ""
+    if status.get("state") in ("failed", "stopped") and not killed:
         said = str(status.get("message", status["state"]))
         return (f"{ended.words}; {said}" if ended.words else said), int(status.get("code", code))
     died = jobs.rank_that_died(task.console) if code > 0 and task.run.launch.nproc > 1 else None
@@ -261,11 +255,11 @@ def reason_of(task: Task, ended: Ended) -> tuple[str, int]:
         reason = ended.words
     elif died:
         rank, code = died
-        reason = f"rank {rank} {_meaning(code)}"
+        reason = f"rank {rank} {jobs.meaning(code)}"
     elif code == 0:
         reason = "ended without an error and without a readable result.json"
     else:
-        reason = _meaning(code)
+        reason = jobs.meaning(code)
     try:
         task.folder.set_status("failed", step=status.get("step"), code=code, message=reason)
     except OSError as error:
