@@ -14,6 +14,7 @@ from golf.launcher.executor import Task
 from golf.launcher.grid import Plan
 from golf.launcher.standing import Standing, read_standing, standing_of
 from golf.launcher.tables import progress_of
+from golf.reports.text import as_paragraph, in_markdown
 from golf.rundir import marks, write_atomic
 from golf.sinks import clock
 from golf.terminal import console
@@ -176,7 +177,7 @@ def _line(task: Task, standing: Standing) -> str:
 def status_text(name: str, plan: Plan, count: str, rows: Iterable[str]) -> str:
     """STATUS.md: the question, how far, and one line a cell."""
     lines = [f"# {name}", ""]
-    lines += [plan.purpose, ""] if plan.purpose else []
+    lines += [as_paragraph(plan.purpose), ""] if plan.purpose else []
     lines += [f"Control: {plan.control}. " if plan.control else ""]
     lines[-1] += f"Registered seeds: {', '.join(map(str, plan.seeds))}." if plan.seeds else ""
     lines += ["", f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {count}.", ""]
@@ -191,6 +192,6 @@ def _row(task: Task) -> str:
         standing = Standing("waiting") if task.state in ("waiting", "queued") else read_standing(task.folder)
     state = "done before" if task.state == "skipped" else task.state
     *numbers, _ = progress_of(task.run, standing)
-    reason = task.reason.replace("|", "/").replace("\n", " ")
+    reason = in_markdown(task.reason)
     cells = [task.run.label, str(task.run.seed), state, *numbers, reason, task.folder.path.name]
     return "| " + " | ".join(cells) + " |"

@@ -1,5 +1,6 @@
 """From a typed run to a run folder and the command that works in it; a lone run and a sweep's cell are the same."""
 
+import contextlib
 import math
 import os
 import re
@@ -121,6 +122,8 @@ def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -
     status = folder.get_status()
     if killed := killed_rank(log, status):
         print(f"golf: {killed}; the same command goes on from what was saved", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk: it is said above
+            folder.set_status("failed", step=status.get("step"), code=1, message=killed)
         return 1
     if status.get("state") in ("stopped", "failed"):
         print(f"golf: {status['message']}", file=sys.stderr)

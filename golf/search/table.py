@@ -8,6 +8,7 @@ from pathlib import Path
 
 from golf.launcher.standing import read_standing
 from golf.launcher.tables import coloured
+from golf.reports.text import as_paragraph, in_markdown
 from golf.rundir import RunDir
 from golf.search.book import Book, Trial
 from golf.search.space import Search
@@ -65,7 +66,7 @@ def show(lines: Lines, title: str) -> None:
 
 def status_text(name: str, purpose: str | None, said: str, lines: Lines, left: str) -> str:
     """STATUS.md: the question, what the search is, how far, and one line a trial."""
-    text = [f"# {name}", "", *([purpose, ""] if purpose else []), said, ""]
+    text = [f"# {name}", "", *([as_paragraph(purpose), ""] if purpose else []), said, ""]
     text += [f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {lines.count}{left}.", ""]
     text += [_markdown(lines.header), "|" + "---|" * len(lines.header), *map(_markdown, lines.rows)]
     return "\n".join(text) + "\n"
@@ -82,7 +83,7 @@ def sentence(search: Search, seeds: Sequence[int], split: str) -> str:
 
 
 def _markdown(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(map(in_markdown, cells)) + " |"
 
 
 def _short(keys: list[str]) -> list[str]:
