@@ -60,7 +60,7 @@ def show(run: Run, prepared: Prepared | None) -> None:
     show_facts(_facts(run, found, prepared))
     when = timeline.timeline(run, found.model)
     out.print(f"learning rate ({type(run.schedule).__name__}, clock {run.budget.clock})")
-    out.print(_rate_line(when, SIGNS if out.options.ascii_only else BARS), no_wrap=True)
+    out.print(_rate_line(when, SIGNS if out.options.ascii_only else BARS), soft_wrap=True)
     timeline.show_stages(when)
     picture = Path(run.outputs).resolve() / "plans" / f"{run.label}-{fingerprint(run, '')[:8]}.png"
     timeline.plot(when, f"{run.label}, track {run.track}", picture)
