@@ -169,6 +169,14 @@ class Status(Record):
     message: str = ""
 
 
+class JobTicket(Record):
+    """job.json, of a run that was submitted to a cluster."""
+
+    name: Annotated[str, Field(min_length=1)]
+    index: Count
+    id: str | None = None
+
+
 class Named(Record):
     """What every reader needs of a run's configuration before it is typed."""
 

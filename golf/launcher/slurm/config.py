@@ -83,7 +83,7 @@ class SlurmLaunch(Launch):
         return SlurmExecutor(self)
 
     def standing(self) -> StateOf:
-        look = functools.cache(queue.look)  # at one moment, and only where something was submitted
+        look = functools.cache(queue.look_surely)  # at one moment, and only where something was submitted
 
         def state_of(folder: RunDir, status: dict[str, Any]) -> str:
             ticket = queue.ticket_of(folder)

@@ -37,7 +37,15 @@ echo "{attempt}$(date '+%F %T'): SLURM job ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_
 job=$SLURM_JOB_ID  # but the last of an array has the array's number, which means all of it
 [ "$job" != "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 told='' again='' worker=''
-state() {{ squeue --noheader --jobs="$job" --format=%T; }}
+ask() {{  # a command of SLURM that may fail once: what it prints
+    for pause in 1 2 4; do
+        said=$(timeout 30 "$@") && [ "$said" ] && break
+        sleep "$pause"
+    done
+    printf '%s\n' "$said"
+}}
+state() {{ ask squeue --noheader --jobs="$job" --format=%T; }}
+status() {{ stat -c '%y %s' {status}; }}
 pass_on() {{ {pass_on}; }}
 stop() {{
     told=yes
@@ -47,17 +55,26 @@ stop() {{
 trap 'stop yes' TERM USR2
 trap 'stop no' INT
 {before}
-{command} &
-worker=$!
-[ -z "$told" ] || pass_on
-told=yes
-while [ "$told" ]; do  # a signal cuts a wait short
-    told=''
-    wait "$worker"
-    code=$?
+{tries}
+    before=$(status)
+    {command} &
+    worker=$!
+    [ -z "$told" ] || pass_on
+    told=yes
+    while [ "$told" ]; do  # a signal cuts a wait short
+        told=''
+        wait "$worker"
+        code=$?
+    done
+    [ "$code" -ne 0 ] && [ -z "$again" ] && [ "$(status)" = "$before" ] || break  # no worker began: srun failed
+    sleep "$pause"
 done
 if [ "$again" = yes ] && [ "$code" -ne 0 ] && [ "$(state)" = RUNNING ]; then
-    scontrol requeue "$job"
+    for pause in 1 2 4; do
+        timeout 30 scontrol requeue "$job" && break
+        sleep "$pause"
+        [ "$(state)" = RUNNING ] || break  # it did, and could not say so
+    done
 fi
 exit "$code"
 """
@@ -103,6 +120,8 @@ def job(launch: "SlurmLaunch", run: Run, folder: RunDir) -> str:
         before="\n".join(
             [*launch.setup, *(f"export {name}={shlex.quote(value)}" for name, value in variables.items())]
         ),
+        status=shlex.quote(str(folder.status)),
+        tries="for pause in 1 4 0; do" if launch.nodes > 1 else "for pause in 0; do",
         command=_command(launch, folder),
         pass_on=_pass_on(launch),
     )
@@ -127,7 +146,7 @@ def _command(launch: "SlurmLaunch", folder: RunDir) -> str:
     if launch.nodes == 1:
         return shlex.join([*jobs.torchrun_line(here), *jobs.ONE_NODE, *worker])
     step = ["srun", f"--nodes={launch.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={launch.cpus * here}"]
-    first = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    first = '$(ask scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     port = "$((20000 + SLURM_JOB_ID % 20000))"  # jobs that share a node differ in it
     meeting = [f"--nnodes={launch.nodes}", "--rdzv-backend=c10d"]
     where = f'--rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="{first}:{port}"'
