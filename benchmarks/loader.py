@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from golf.tokens.loader import LoaderConfig, PackedConfig, SequentialConfig, ShuffledConfig
-from golf.tokens.shards import write_shards
+from golf.tokens.shards import TokenStream, write_shards
 
 SEQUENCES, LENGTH = 512, 1024  # upstream's global batch of 524,288 tokens
 BOS_ID = 1
@@ -52,7 +52,7 @@ def random_shards(folder: Path) -> list[Path]:
 def measure(config: LoaderConfig, shards: list[Path], batches: int, step_seconds: float) -> tuple[float, float]:
     """(seconds to open, tokens a second); a step is a sleep, as a GPU's is for the CPU."""
     start = time.perf_counter()
-    loader = config.open(shards, bos_id=BOS_ID, seed=0, rank=0, world=1)
+    loader = config.open(TokenStream(shards), bos_id=BOS_ID, seed=0, rank=0, world=1)
     opened = time.perf_counter() - start
     loader.batch(SEQUENCES, LENGTH)
     start = time.perf_counter()

@@ -36,13 +36,7 @@ def calibrate(run: Recipe, prepared: Prepared, model: LM, ranks: Ranks, ledger: 
         rows=run.batch.max_microbatch_sequences,
         seed=run.seed,
         ranks=ranks,
-        open_training=lambda: run.loader.open(
-            prepared.splits[run.loader.split].shards,
-            bos_id=prepared.bos_id,
-            seed=run.seed,
-            rank=ranks.rank,
-            world=ranks.world,
-        ),
+        open_training=lambda: run.loader.open_split(prepared, run.model.vocab_size, run.seed, ranks),
     )
     with ledger.phase("calibrate", *([run.loader.split] if config.reads_training else [])):
         hessians = measure(config, source) if run.quant.reads_hessians else {}

@@ -125,13 +125,7 @@ def train(
     model = run.model.build().to(ranks.device)
     model.compute_dtype, model.attend, model.loss = dtype, backend.attend, Loss(run.loss)
     scoring = Scoring(run.eval, prepared, ranks, keeping)
-    loader = run.loader.open(
-        prepared.splits[run.loader.split].shards,
-        bos_id=prepared.bos_id,
-        seed=run.seed,
-        rank=ranks.rank,
-        world=ranks.world,
-    )
+    loader = run.loader.open_split(prepared, run.model.vocab_size, run.seed, ranks)
 
     # ---------------------------------------------------------------- optimizer, averaging, forward passes
     optimizer = run.optimizer.build(model, dtype, ranks)

@@ -8,7 +8,7 @@ from golf.evals.evaluator import EvalConfig, Note, quietly
 from golf.keeping import EvalFiles, FileResume, Keeping
 from golf.models.lm import LM
 from golf.tokens.prepare import Prepared
-from golf.tokens.shards import open_shard
+from golf.tokens.shards import TokenStream
 from golf.tokens.tokenizer import ByteCounter
 
 
@@ -21,8 +21,8 @@ class Scoring:
 
     def stream(self) -> np.ndarray:
         """The split's tokens, opened now."""
-        shards = [open_shard(path) for path in self.prepared.splits[self.config.split].shards]
-        return shards[0] if len(shards) == 1 else np.concatenate(shards)
+        stream = TokenStream(self.prepared.splits[self.config.split].shards, len(self.counter.base_V))
+        return stream.read(0, len(stream))
 
     def score(self, model: LM, evaluator: str = "plain", files: EvalFiles | None = None) -> Score:
         """Score with a named evaluator; all ranks take part and get the same sums. Leaves no gradients.

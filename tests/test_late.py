@@ -14,6 +14,7 @@ from golf.late import Distill, DistillConfig, Replay, ReplayConfig
 from golf.loop import as_it_is
 from golf.schedules import Start, Tick
 from golf.tokens.loader import Loader
+from golf.tokens.shards import TokenStream
 from tests.helpers.quant import shaken
 
 Toy = Callable[..., Run]
@@ -25,7 +26,9 @@ MIDDLE, LOW, END = Tick(5, 0.5, 10, 0.9), Tick(9, 0.9, 2, 0.1), Tick(12, 1.0, 0,
 def loader(toy: Toy) -> Loader:
     run = toy("loader=shuffled", "loader.prefetch=false")
     prepared = run.data.prepare(Path(run.data_dir), log=lambda line: None)
-    return run.loader.open(prepared.splits["train"].shards, bos_id=prepared.bos_id, seed=1, rank=0, world=1)
+    return run.loader.open(
+        TokenStream(prepared.splits["train"].shards), bos_id=prepared.bos_id, seed=1, rank=0, world=1
+    )
 
 
 def replay(count: int) -> Replay:

@@ -6,15 +6,16 @@ Shapes: x_BT and y_BT int64, y one token ahead of x.
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from golf.dist import Ranks
 from golf.errors import UserError
 from golf.fields import OPERATIONAL, one_of
+from golf.tokens.prepare import Prepared
 from golf.tokens.shards import TokenStream
 
 State = dict[str, int]
@@ -105,8 +106,13 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         one_of("split", self.split, SPLITS)
 
-    def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
-        """A loader over the shards, in the order given, at its first batch."""
+    def open_split(self, prepared: Prepared, vocab_size: int, seed: int, ranks: Ranks) -> Loader:
+        """Return a loader over the split at its first batch, for this rank; no id reaches vocab_size."""
+        stream = TokenStream(prepared.splits[self.split].shards, vocab_size)
+        return self.open(stream, bos_id=prepared.bos_id, seed=seed, rank=ranks.rank, world=ranks.world)
+
+    def open(self, stream: TokenStream, *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
+        """A loader over the stream at its first batch."""
         raise NotImplementedError
 
     def tokens_needed(self, sequences: int, length: int) -> int:
@@ -156,8 +162,8 @@ class SequentialConfig(LoaderConfig):
     def tokens_needed(self, sequences: int, length: int) -> int:
         return length + 1  # it wraps
 
-    def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
-        return SequentialLoader(TokenStream(shards), rank=rank, world=world, prefetch=self.prefetch)
+    def open(self, stream: TokenStream, *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
+        return SequentialLoader(stream, rank=rank, world=world, prefetch=self.prefetch)
 
 
 # ---------------------------------------------------------------- packed
@@ -199,8 +205,7 @@ class PackedLoader(SequentialLoader):
 class PackedConfig(LoaderConfig):
     """Documents in an order shuffled each epoch, without padding. Every token is a target once an epoch."""
 
-    def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
-        stream = TokenStream(shards)
+    def open(self, stream: TokenStream, *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
         return PackedLoader(stream, bos_id=bos_id, seed=seed, rank=rank, world=world, prefetch=self.prefetch)
 
 
@@ -253,8 +258,7 @@ class ShuffledConfig(LoaderConfig):
     def tokens_needed(self, sequences: int, length: int) -> int:
         return (sequences + 1) * length  # whatever the phase
 
-    def open(self, shards: list[Path], *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
-        stream = TokenStream(shards)
+    def open(self, stream: TokenStream, *, bos_id: int, seed: int, rank: int, world: int) -> Loader:
         return ShuffledLoader(stream, seed=seed, rank=rank, world=world, prefetch=self.prefetch)
 
 

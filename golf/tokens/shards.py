@@ -6,6 +6,7 @@ A shard is 256 little-endian int32 (magic, version, token count, zeros) and then
 
 import hashlib
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -102,29 +103,57 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class TokenStream:
-    """Shards, in the order given, read as one stream of uint16 token ids. Nothing is held in memory."""
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
-    def __init__(self, shards: list[Path]) -> None:
-        self._arrays = [open_shard(path) for path in shards]
-        self._ends = np.cumsum([len(array) for array in self._arrays])
+
+class TokenStream:
+    """Shards, in the order given, read as one stream of uint16 token ids. Nothing is held in memory or mapped.
+
+    vocab_size: reading an id from there on raises UserError; None: ids are not looked at.
+    """
+
+    def __init__(self, shards: list[Path], vocab_size: int | None = None) -> None:
+        self._shards, self._vocab_size = shards, vocab_size
+        self._sizes = [len(open_shard(path)) for path in shards]
+        self._ends = np.cumsum(self._sizes)
+        self._files = [os.open(path, os.O_RDONLY) for path in shards]
+        weakref.finalize(self, _close, self._files)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start .. stop-1 (stop - start,), a view where one shard holds them all."""
+        """Return tokens start .. stop-1 (stop - start,). Raises UserError where a shard has been cut short."""
         assert 0 <= start <= stop <= len(self), (start, stop, len(self))
         index = int(np.searchsorted(self._ends, start, side="right"))
         parts = []
         while start < stop:
-            array, end = self._arrays[index], int(self._ends[index])
-            first = end - len(array)
-            parts.append(array[start - first : min(stop, end) - first])
+            end = int(self._ends[index])
+            first = end - self._sizes[index]
+            parts.append(self._part(index, start - first, min(stop, end) - first))
             start, index = min(stop, end), index + 1
         if not parts:
             return np.empty(0, dtype=np.uint16)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _part(self, index: int, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop-1 of one shard. Read, not mapped: behind the end of a file a map kills the process."""
+        place, left, blocks = HEADER_BYTES + 2 * start, 2 * (stop - start), []
+        while left:
+            block = os.pread(self._files[index], left, place)
+            if not block:
+                raise UserError(f"{self._shards[index]}: was cut short while it was in use; prepare the data again")
+            blocks.append(block)
+            place, left = place + len(block), left - len(block)
+        tokens = np.frombuffer(blocks[0] if len(blocks) == 1 else b"".join(blocks), dtype="<u2")
+        if self._vocab_size is not None and int(tokens.max()) >= self._vocab_size:
+            raise UserError(
+                f"{self._shards[index]}: has id {tokens.max()}, outside a vocabulary of {self._vocab_size}; the shard "
+                "was made with another tokenizer"
+            )
+        return tokens
 
     def chunks(self, size: int = CHUNK_TOKENS) -> Iterator[np.ndarray]:
         """The whole stream, at most `size` tokens at a time."""

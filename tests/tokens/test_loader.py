@@ -25,7 +25,7 @@ def open_loader(shards):
     opened = []
 
     def make(kind, *, seed=3, rank=0, world=1, prefetch=True):
-        loader = kind(prefetch=prefetch).open(shards, bos_id=1, seed=seed, rank=rank, world=world)
+        loader = kind(prefetch=prefetch).open(TokenStream(shards), bos_id=1, seed=seed, rank=rank, world=world)
         opened.append(loader)
         return loader
 

@@ -1,3 +1,6 @@
+import os
+import re
+
 import numpy as np
 import pytest
 
@@ -83,3 +86,21 @@ def test_documents_begin_at_bos_across_shards(tmp_path):
 def test_tokens_before_the_first_bos_are_a_document(tmp_path):
     write_shard(tmp_path / "a.bin", np.array([5, 6, 1, 7, 1, 8], dtype=np.uint16))
     assert TokenStream([tmp_path / "a.bin"]).document_bounds(1).tolist() == [0, 2, 4, 6]
+
+
+def test_a_shard_cut_short_while_it_is_read_is_an_error_and_no_signal(tmp_path):
+    """A map of it would kill the process with SIGBUS."""
+    paths = toy_shards(tmp_path, [500, 300])
+    stream = TokenStream(paths)
+    os.truncate(paths[1], 1024 + 2 * 100)
+    assert len(stream.read(0, 600)) == 600, "what is there is read"
+    with pytest.raises(UserError, match=rf"^{re.escape(str(paths[1]))}: was cut short while it was in use"):
+        stream.read(550, 601)
+
+
+def test_ids_outside_the_vocabulary_are_refused_where_they_are_read(tmp_path):
+    write_shard(tmp_path / "a.bin", np.array([5, 6, 1, 512, 1, 8], dtype=np.uint16))
+    stream = TokenStream([tmp_path / "a.bin"], vocab_size=512)
+    assert stream.read(0, 3).tolist() == [5, 6, 1]
+    with pytest.raises(UserError, match=r"a\.bin: has id 512, outside a vocabulary of 512"):
+        stream.read(2, 4)
