@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from golf.alive import written_beside
 from golf.errors import RunError
 from golf.files import opened, parse_json
 
@@ -20,18 +21,15 @@ from golf.files import opened, parse_json
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors (any device) and JSON-able meta atomically and durably, with a checksum of both."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         text = json.dumps(meta)
-        save_file(owned, temporary, metadata={"meta": text, "sha256": _checksum(owned, text)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with written_beside(path) as temporary:
+            save_file(owned, temporary, metadata={"meta": text, "sha256": _checksum(owned, text)})
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
     except SafetensorError as error:  # the library wraps "No space left on device" in its own class
         raise OSError(str(error)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,9 +4,10 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from golf.alive import temporary_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("golf", "conf", "sweeps", "hydra_plugins")
@@ -53,8 +54,8 @@ def changes() -> bytes:
     new = [name for name in _git("ls-files", "-z", "--others", "--exclude-standard", "--", *CODE).split(b"\0") if name]
     if not new:
         return _git(*DIFF)
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / "index"  # a copy: the repository's own is the user's
+    with temporary_folder("index") as folder:
+        index = folder / "index"  # a copy: the repository's own is the user's
         there = ROOT / _git("rev-parse", "--git-path", "index").decode().strip()
         if there.exists():
             shutil.copy2(there, index)  # with its time: git looks into files that are as new as their index

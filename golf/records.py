@@ -163,10 +163,21 @@ class Status(Record):
     state: str
     pid: Process
     host: str | None = None
+    time: Number | None = None
+    machine: str | None = None
+    process_began: Count | None = None
     step: Count | None = None
     rank: Count | None = None
     code: Annotated[int, Field(gt=-1000, lt=1000)] | None = None
     message: str = ""
+
+
+class Beat(Record):
+    """heartbeat.json: which process was alive when. ahead: seconds that its clock is ahead of the file server's."""
+
+    pid: Process
+    time: Number
+    ahead: Number
 
 
 class JobTicket(Record):

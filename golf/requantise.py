@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from golf import rundir
+from golf.alive import written_beside
 from golf.calibrate import calibrate
 from golf.checkpoint import load_tensors
 from golf.code_record import brief, joined
@@ -111,8 +112,8 @@ def rescore(source: Source, run: Run, sinks: Sink, command: list[str]) -> tuple[
     def make(model: LM, folder: RunDir, ranks: Ranks, ledger: Ledger) -> dict[str, Any]:
         for name in ("calibrate", "quantise", "encode"):
             ledger.phases[name] = dict(source.result["phases"][name])
-        shutil.copyfile(source.folder.artifact, folder.artifact.with_suffix(".tmp"))
-        folder.artifact.with_suffix(".tmp").rename(folder.artifact)
+        with written_beside(folder.artifact) as temporary:
+            shutil.copyfile(source.folder.artifact, temporary)
         return source.result.get("fit") or {}
 
     return derive(source, run, sinks, command, make)

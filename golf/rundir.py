@@ -10,7 +10,6 @@ import re
 import shlex
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from golf import code_record
+from golf import alive, code_record
 from golf.errors import BusyError, UserError
 from golf.files import MOST_TEXT, parse_json, read_bytes, read_text
 from golf.records import Result, Status, read_record
@@ -47,15 +46,10 @@ PACKAGES = (
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write beside, flush to disk, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with alive.written_beside(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -155,7 +149,8 @@ class RunDir:
 
     def set_status(self, state: str, **facts: Any) -> None:
         """state: starting, running, stopped, failed or done."""
-        who = {"host": socket.gethostname(), "pid": os.getpid()}
+        who = {"host": socket.gethostname(), "machine": alive.machine(), "pid": os.getpid()}
+        who["process_began"] = alive.began(os.getpid())
         status = json.dumps({"state": state, **who, "time": time.time(), **facts}, indent=2) + "\n"
         try:
             write_atomic(self.status, status)
@@ -175,6 +170,8 @@ class RunDir:
             pid = self.get_status().get("pid", "unknown")
             return f"another process (pid {pid}) is at work here; wait for it or stop it"
 
+        alive.sweep(self.path)
+        alive.sweep(self.checkpoint.parent)
         return hold(self.path, busy)
 
 
@@ -332,7 +329,7 @@ def require_writable(folder: Path, key: str) -> None:
     """Raise UserError where a folder cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):  # a name of its own: threads try at once
+        with alive.temporary_folder("probe", folder):  # a name of its own: threads try at once
             pass
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); choose another folder") from None

@@ -28,6 +28,7 @@ from golf.code_record import brief
 from golf.config import Run, check_owner
 from golf.errors import BusyError, ExportError, RunError, UserError
 from golf.export import export
+from golf.heartbeat import Heartbeat
 from golf.keeping import Kept, LoopState, out_of_memory
 from golf.launcher.processes import obeyed
 from golf.ledger import Ledger
@@ -91,7 +92,8 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
         if ranks.first:
             folder.set_status("running", step=0)
         ranks.barrier()
-        work(run, prepared, folder, ranks, state, config)
+        with Heartbeat(folder) if ranks.first else contextlib.nullcontext():
+            work(run, prepared, folder, ranks, state, config)
         return 0
     except (Exception, KeyboardInterrupt, Stopped) as error:
         if isinstance(error, Stopped):  # the loop's own handlers would be gone while Python ends

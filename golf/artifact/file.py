@@ -8,7 +8,6 @@ only the modules that it names are imported.
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from golf.alive import written_beside
 from golf.artifact.codecs import CodecConfig
 from golf.artifact.sections import Section, checksum
 from golf.errors import UserError
@@ -88,9 +88,8 @@ def write_artifact(
         "tokenizer_sha256": tokenizer,
     }
     packed = zlib.compress(json.dumps(header, sort_keys=True, separators=(",", ":")).encode(), 9)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(seal(packed, codec.encode(values, sections_of(table))))
-    os.replace(temporary, path)
+    with written_beside(path) as temporary:
+        temporary.write_bytes(seal(packed, codec.encode(values, sections_of(table))))
     return path.stat().st_size
 
 

@@ -192,6 +192,6 @@ def _row(task: Task) -> str:
         standing = Standing("waiting") if task.state in ("waiting", "queued") else read_standing(task.folder)
     state = "done before" if task.state == "skipped" else task.state
     *numbers, _ = progress_of(task.run, standing)
-    reason = in_markdown(task.reason)
+    reason = in_markdown(task.reason or (standing.message if standing.state == "silent" else ""))
     cells = [task.run.label, str(task.run.seed), state, *numbers, reason, task.folder.path.name]
     return "| " + " | ".join(cells) + " |"

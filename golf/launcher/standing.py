@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from golf import alive, heartbeat
 from golf.files import opened, parse_json, read_bytes
 from golf.records import Logged, fits
 from golf.rundir import RunDir, marks
@@ -19,7 +20,8 @@ TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually,
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """state: waiting, queued, running, interrupted (its process is gone), stopped, failed or done. loss: nats per token
+    """state: waiting, queued, running, interrupted (its process is gone), silent (a process
+    of another host, without a sign of life for a while), stopped, failed or done. loss: nats per token
     of the last logged step; bpb: bits per byte, the final score where done, else the last one on the way, at bpb_step;
     seconds_left: of training, as last logged; marks: those of golf/rundir.py."""
 
@@ -41,11 +43,13 @@ def standing_of(result: dict[str, Any]) -> Standing:
 
 
 def by_process(folder: RunDir, status: dict[str, Any]) -> str:
-    """By the process that wrote status.json; where it is on another host, its word stands."""
+    """Judge by the process that wrote status.json; where it is on another machine, by its last sign of life."""
     if status["state"] not in ("starting", "running"):
         return str(status["state"])
-    elsewhere = status.get("host", socket.gethostname()) != socket.gethostname()
-    return "running" if elsewhere or _alive(status["pid"]) else "interrupted"
+    host, here = status.get("host", socket.gethostname()), status.get("machine", alive.machine())
+    if host == socket.gethostname() and here == alive.machine():
+        return "running" if alive.is_alive(status["pid"], status.get("process_began")) else "interrupted"
+    return "silent" if heartbeat.is_silent(folder, status) else "running"
 
 
 def read_standing(folder: RunDir, state_of: StateOf = by_process) -> Standing:
@@ -59,14 +63,15 @@ def read_standing(folder: RunDir, state_of: StateOf = by_process) -> Standing:
     if status["state"] == "done":
         return Standing("failed", message="status.json says done, but result.json is missing or not whole")
     logged, scored = _last_logged(folder)
+    state = state_of(folder, status)
     return Standing(
-        state_of(folder, status),
+        state,
         logged.get("step", status.get("step")),
         logged.get("loss"),
         scored.get("val_bpb"),
         scored.get("step"),
         logged.get("seconds_left"),
-        message=status.get("message", ""),
+        message=heartbeat.silence(folder, status) if state == "silent" else status.get("message", ""),
     )
 
 
@@ -103,13 +108,3 @@ def logged(folder: RunDir, key: str) -> list[tuple[int, float, float]]:
             if fits(record, Logged):
                 values.append((record["step"], float(record["train_seconds"]), float(record[key])))
     return values
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

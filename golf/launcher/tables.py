@@ -17,7 +17,7 @@ from golf.terminal import ALARM, Column, Content, console, marked, show_table, w
 from golf.tokens.prepare import Prepared
 
 COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "refused": "bold red"}
-COLOURS |= dict.fromkeys(("stopped", "interrupted", "pruned"), "yellow")
+COLOURS |= dict.fromkeys(("stopped", "interrupted", "silent", "pruned"), "yellow")
 
 
 def sizes(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
+from golf.alive import temporary_of
 from golf.errors import RunError, UserError
 from golf.files import MOST_TEXT, opened, parse_json
 from golf.rundir import RunDir
@@ -49,7 +50,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _write_once(target: Path, data: bytes) -> None:
     """Beside, then linked into its place: a link never replaces a file."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(target)
     try:
         with open(temporary, "xb") as file:
             file.write(data)

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from golf.alive import temporary_of
 from golf.code_record import same_code
 from golf.errors import UserError
 from golf.reports.load import Started
@@ -65,7 +66,7 @@ def write_folder(proposal: Proposal, into: Path) -> Path:
     if target.exists():
         raise UserError(f"name={proposal.said.name}: {target} exists already; remove it or choose another name")
     record = describe(proposal, date)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(target)
     temporary.mkdir(parents=True)
     try:
         (temporary / SCRIPT).write_bytes(entry.script)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from golf.alive import temporary_folder
 from golf.arguments import one_of
 from golf.errors import RunError, UserError
 from golf.launcher.jobs import ONE_NODE, torchrun_line
@@ -154,13 +154,13 @@ def _compared(record: Submission, seed: int, said: dict[str, Any], artifact_sha2
 @contextmanager
 def _empty_folder(folder: Path) -> Iterator[Path]:
     """A temporary place with the script, and its tokenizer where it has one of its own, in `run`."""
-    with tempfile.TemporaryDirectory(prefix="golf-reproduce-") as name:
-        run = Path(name) / "run"
+    with temporary_folder("reproduce") as place:
+        run = place / "run"
         run.mkdir()
         for file in (SCRIPT, TOKENIZER):
             if (folder / file).exists():
                 shutil.copyfile(folder / file, run / file)
-        yield Path(name)
+        yield place
 
 
 def make_environment(place: Path, requirements: Path, packages: str) -> Path:

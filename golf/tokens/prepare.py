@@ -28,6 +28,7 @@ FORMAT = 1  # raise it when the same settings come to give other tokens or anoth
 SPLITS = ("train", "val", "tune")
 MAX_VOCAB = 1 << 16  # ids are uint16
 MANIFEST = "manifest.json"
+UNFINISHED = ".making-"  # begins the name of a folder that is being prepared
 
 Log = Callable[[str], None]
 
@@ -211,7 +212,8 @@ class DataConfig:
         with _lock(folder.with_name(folder.name + ".lock"), log):
             if not folder.exists():
                 log(f"preparing {folder}")
-                temporary = folder.with_name(".making-" + folder.name)
+                _sweep_unfinished(folder.parent)
+                temporary = folder.with_name(UNFINISHED + folder.name)
                 shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: we hold the lock
                 temporary.mkdir()
                 try:
@@ -244,6 +246,14 @@ class DataConfig:
         identity = {"format": FORMAT, "vocab_size": self.vocab_size, **self.identity()}
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         return data_dir / "prepared" / f"{self.corpus()}-{self.vocab_size}-{name}"
+
+
+def _sweep_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half prepared: it has a lock that nobody holds."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError), open(left.with_name(left.name.removeprefix(UNFINISHED) + ".lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from golf.alive import written_beside
 from golf.errors import UserError
 
 MAGIC = 20240520
@@ -29,11 +30,9 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
         )
     header = np.zeros(256, dtype="<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with written_beside(path) as temporary, temporary.open("wb") as file:
         file.write(header.tobytes())
         file.write(tokens.astype("<u2", copy=False).tobytes())
-    os.replace(temporary, path)
 
 
 def write_shards(folder: Path, name: str, pieces: Iterable[np.ndarray], shard_tokens: int = SHARD_TOKENS) -> list[Path]:

