@@ -21,7 +21,7 @@ from golf.auditing import MADE_UP, audit_experiment, audit_folder, experiments, 
 from golf.door import in_one_line
 from golf.errors import UserError
 from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
-from golf.files import path_of
+from golf.files import path_of, paths_of
 from golf.requantise import open_source
 from golf.suggestions import hint
 from golf.terminal import Column, Content, marked, show_table, words
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         return over_sweep(path_of(given["sweep"]), given.get("evaluator"))
     if switched_on(given, "known_bad"):
         return confusion(path_of(given["run"]))
-    return max(over_run(path_of(folder), given.get("evaluator")) for folder in given["run"].split(","))
+    return max(over_run(folder, given.get("evaluator")) for folder in paths_of(given["run"]))
 
 
 def check(given: dict[str, str]) -> None:

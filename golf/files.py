@@ -27,6 +27,17 @@ def path_of(text: str) -> Path:
         raise UserError(f"{text}: nobody's home folder is known for {text.split('/')[0]}; write the path out") from None
 
 
+def paths_of(text: str) -> list[Path]:
+    """Return the paths of a list with commas. A comma is part of a name where something of that name is there."""
+    words, found = text.split(","), []
+    while words:
+        names = [",".join(words[:count]) for count in range(len(words), 0, -1)]
+        name = next((name for name in names if path_of(name).exists()), words[0])
+        found.append(path_of(name))
+        words = words[name.count(",") + 1 :]
+    return found
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file for reading. A pipe or a device, which may never end, raises OSError."""

@@ -11,7 +11,7 @@ from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
 from golf.door import in_one_line
 from golf.errors import UserError
-from golf.files import path_of
+from golf.files import paths_of
 from golf.launcher.grid import Axis, Plan, expand, key_of, slug, sweep_label, value_of
 from golf.requantise import Source, changed, open_source
 from golf.rundir import RunDir, marks
@@ -65,7 +65,7 @@ class Door:
         axes = [axis_of(argument) for argument in changes]
         if not several and (many := [axis for axis in axes if axis.swept]):
             raise UserError(f"{many[0].key}: several values; add -m to make a cell of each")
-        sources = [open_source(path_of(folder), artifact=self.artifact) for folder in own["run"].split(",")]
+        sources = [open_source(folder, artifact=self.artifact) for folder in paths_of(own["run"])]
         plan = Plan(None, None, (), {})
         if "sweep" in own:
             plan = plan_of(compose_whole([*folders_of(words_of(sources[0])), f"+sweep={own['sweep']}"]))

@@ -24,7 +24,7 @@ from golf.arguments import key_values, one_of, print_help, switched_on
 from golf.code_record import git
 from golf.door import in_one_line
 from golf.errors import UserError
-from golf.files import path_of
+from golf.files import path_of, paths_of
 from golf.submission.archive import archive
 from golf.submission.archive import verify as verified
 from golf.submission.check import faults
@@ -67,7 +67,7 @@ def submit(given: dict[str, str]) -> int:
     """Gather, pack, weigh, and write the folder, or say why not."""
     track, said = TRACKS[one_of("track", given.get("track", "(none)"), list(TRACKS))], Said(**_said(given))
     forced = switched_on(given, "force")
-    entry = gather([path_of(path) for path in given["run"].split(",")], given.get("row"), given.get("ship", "packed"))
+    entry = gather(paths_of(given["run"]), given.get("row"), given.get("ship", "packed"))
     comparison = compare(entry, given.get("reference"))
     found = against(entry, track, comparison)
     reasons = refusing(found, track)

@@ -19,7 +19,7 @@ from golf.code_record import ROOT
 from golf.compose import compose
 from golf.config import Run
 from golf.errors import UserError
-from golf.files import path_of
+from golf.files import path_of, paths_of
 from golf.launcher import jobs
 from golf.launcher.processes import TORCHRUN_NAMES, die_with_torchrun, is_rank
 from golf.launcher.slots import Slot
@@ -176,6 +176,14 @@ def test_what_is_kept_goes_home(home: Path, finished: Callable[..., Path], capfd
     shutil.copytree(finished(), home / "run")
     assert submit.main(["archive=~/run", "into=~/kept"]) == 0
     assert list((home / "kept").iterdir()) and not list(Path().iterdir())
+
+
+def test_a_comma_may_be_part_of_a_name(tmp_path: Path) -> None:
+    for name in ("a,b", "c", "d"):
+        (tmp_path / name).mkdir()
+    listed = [tmp_path / "c", tmp_path / "a,b", tmp_path / "d", tmp_path / "x", tmp_path / "y"]
+    assert paths_of(",".join(map(str, listed))) == listed
+    assert paths_of("") == [Path()]
 
 
 def test_a_home_that_nobody_has_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
