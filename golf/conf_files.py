@@ -3,7 +3,8 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from golf.code_record import ROOT
 from golf.errors import UserError
@@ -179,3 +181,17 @@ def register_resolvers() -> None:
     register("area", "width", 1, power=2)
     OmegaConf.register_new_resolver("batch", batch, replace=True)
     OmegaConf.register_new_resolver("horizon", horizon, replace=True)
+
+
+@contextmanager
+def no_variables() -> Iterator[None]:
+    """Within the context no ${oc.env:NAME} is filled in: the words or files of somebody's run may ask for secrets."""
+    OmegaConf.register_new_resolver("oc.env", _refused, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _refused(name: str, *default: Any) -> Any:
+    raise ValueError(f"${{oc.env:{name}}} of a run's own command or files is not filled in; write what it stands for")

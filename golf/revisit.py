@@ -9,6 +9,7 @@ from golf.arguments import print_help
 from golf.checks import check_scored, check_scorers, check_storage
 from golf.command_line import SEARCH_PATH, check, parsed
 from golf.compose import compose, compose_whole
+from golf.conf_files import no_variables
 from golf.door import in_one_line
 from golf.errors import UserError
 from golf.files import paths_of
@@ -21,7 +22,7 @@ from golf.terminal import Column, show_table, words
 from hydra_plugins.golf_sweeper import plan_of
 
 OWN = ("run", "inspect", "sweep", "rerun")
-NOT_PASSED = ("label", "sweep", "sweep_label", "hydra", "plan", "rerun", "resume", "outputs", "launch")
+NOT_PASSED = ("label", "sweep", "sweep_label", "hydra", "plan", "rerun", "resume", "outputs", "data_dir", "launch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ class Door:
         sources = [open_source(folder, artifact=self.artifact) for folder in paths_of(own["run"])]
         plan = Plan(None, None, (), {})
         if "sweep" in own:
-            plan = plan_of(compose_whole([*folders_of(words_of(sources[0])), f"+sweep={own['sweep']}"]))
+            with no_variables():
+                plan = plan_of(compose_whole([*folders_of(words_of(sources[0])), f"+sweep={own['sweep']}"]))
         cells = []
         for source in sources:
             for overrides in expand(plan, axes):
@@ -76,7 +78,8 @@ class Door:
                 name = label or "-".join(slug(o) for o in overrides) or "again"
                 started = [*overrides, *(["rerun=true"] if own.get("rerun") == "true" else [])]
                 new = [override for override in started if key_of(override) != "label"]
-                composed = compose(with_overrides(source, self.changeable, new))
+                with no_variables():
+                    composed = compose(with_overrides(source, self.changeable, new))
                 folder = sweep_label(own.get("sweep") or f"{self.prefix}-{source.folder.path.name}", [])
                 run = changed(source, composed, f"{source.run.label}-{name}"[:100], folder)
                 model = run.model.build_on_meta()

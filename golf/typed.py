@@ -50,7 +50,12 @@ def _no_part(path: str, given: str, kind: type) -> UserError:
 
 
 def _values(node: Any, path: str) -> Any:
-    """Return nested lists and dicts of primitives; what is null in a dict is absent. No part may stand in them."""
+    """Return nested lists and dicts of primitives; what is null in a dict is absent.
+
+    No part may stand in them, and no ${...}: composing fills those in, and a file of somebody's run has none.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise UserError(f"{path}={node}: holds a ${{...}} that nothing fills in here; write what it stands for")
     if isinstance(node, list):
         return [_values(item, f"{path}[{i}]") for i, item in enumerate(node)]
     if not isinstance(node, dict):
@@ -131,7 +136,7 @@ def _converted(cls: type, odd: dict[str, Any], path: str) -> dict[str, Any]:
             takes = _type_name(_hints(cls)[key])
             raise UserError(f"{_join(path, key)}={_short(value)}: {reason}; it takes {takes}") from None
     try:
-        primitives = OmegaConf.to_container(OmegaConf.masked_copy(schema, list(odd)), resolve=True)
+        primitives = OmegaConf.to_container(OmegaConf.masked_copy(schema, list(odd)), resolve=False)
     except OmegaConfBaseException as error:
         raise UserError(_join(path, str(error).splitlines()[0])) from None
     return typing.cast(dict[str, Any], primitives)
@@ -147,11 +152,11 @@ _ODD = object()
 def _exact(value: Any, hint: Any) -> Any:
     """Return a value as a field of this type holds it; _ODD where omegaconf has to convert it, or to refuse it.
 
-    A whole number is a float's, a dict or list of such values is a copy; a text with a ${...} is for omegaconf.
+    A whole number is a float's, a dict or list of such values is a copy.
     """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(value) in options and type(value) in _PRIMITIVES:
-        return _ODD if isinstance(value, str) and "${" in value else value
+        return value
     if type(value) is int and float in options and abs(value) < 2**53:
         return float(value)
     kind, inner = typing.get_origin(hint), typing.get_args(hint)

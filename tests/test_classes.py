@@ -13,7 +13,8 @@ import pytest
 from golf import audit, evaluate, quantize, report, submit, worker
 from golf.artifact.file import CONFIG_PACKAGES
 from golf.classes import config_class
-from golf.conf_files import load_part
+from golf.compose import compose
+from golf.conf_files import load_part, no_variables
 from golf.config import Run
 from golf.errors import UserError
 from golf.models.slots import MLPConfig
@@ -185,3 +186,33 @@ def test_an_unfinished_run_of_somebody_else_is_refused(
     assert worker.main(str(run)) == 2
     assert "model.mlp._target_=payload.EvilConfig: not in golf" in capsys.readouterr().err
     assert list(payload.glob("ma*")) == []
+
+
+@pytest.mark.parametrize("where", ["its command", "a YAML file of its folder", "its configuration"])
+def test_a_run_folder_reads_no_variable_of_this_machine(
+    where: str, finished_copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A file that is written from it, and may be published, would hold the secret."""
+    monkeypatch.setenv("SECRET", "s3cret")
+    run = finished_copy()
+    command, extra = run / "command.txt", run / "conf" / "eval"
+    words = shlex.split(command.read_text())
+    if where == "its command":
+        words.append("eval.main=${oc.env:SECRET}")
+    elif where == "its configuration":
+        config = json.loads((run / "config.json").read_text())
+        config["run"]["eval"]["main"] = "${oc.env:SECRET}"
+        (run / "config.json").write_text(json.dumps(config))
+    else:
+        extra.mkdir(parents=True)
+        (extra / "theirs.yaml").write_text("defaults: [plain, _self_]\nmain: ${oc.env:SECRET}\n")
+        words += [f"hydra.searchpath=[file://{extra.parent}]", "eval=theirs"]
+    command.write_text(shlex.join(words) + "\n")
+    assert quantize.main([f"run={run}", "quant=int8"]) == 2
+    said = capsys.readouterr()
+    assert "oc.env:SECRET}" in said.err and "s3cret" not in said.out + said.err, said
+    assert not list(run.parents[1].glob("requantised-*"))
+    with no_variables():
+        pass
+    monkeypatch.setenv("FIVE", "5")
+    assert compose(["track=tiny", "seed=${oc.env:FIVE}"]).seed == 5, "one's own command may read them"
