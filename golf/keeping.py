@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from golf.ledger import Ledger
 from golf.models.lm import LM
 from golf.nodes import plain
 from golf.optim.optimizer import Optimizer
+from golf.records import Standstill, fits
 from golf.rundir import RunDir, write_atomic, write_json
 from golf.tokens.loader import Loader
 
@@ -117,8 +118,20 @@ class Kept(Keeping):
         if self.resume != "auto" or not self.folder.checkpoint.exists():
             return ""
         tensors, meta = load_tensors(self.folder.checkpoint)
-        if meta.pop("owner", self.owner) != self.owner:
+        if not fits(meta, Standstill) or meta.pop("owner", self.owner) != self.owner:
             raise RunError(f"{self.folder.checkpoint}: is another run's checkpoint; delete it to start this run again")
+        try:
+            self._take_up(tensors, meta, parts, state)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:  # of torch, of parts
+            reason = reason_of(error).splitlines()[0]
+            raise RunError(
+                f"{self.folder.checkpoint}: does not fit this run ({reason}); delete it to start this run again"
+            ) from None
+        ledger.phases.update(state.phases)
+        return f"resumed at step {state.step} from {self.folder.checkpoint.name}"
+
+    def _take_up(self, tensors: dict[str, Tensor], meta: dict[str, Any], parts: Parts, state: LoopState) -> None:
+        """Give every part what a checkpoint holds of it."""
         parts.model.load_state_dict(unpack(tensors, "model"))
         parts.optimizer.load(unpack(tensors, "optimizer"))
         device = next(parts.model.parameters()).device
@@ -127,11 +140,9 @@ class Kept(Keeping):
         torch.set_rng_state(unpack(tensors, "loop")["rng"])
         parts.loader.seek(meta.pop("loader"))
         now = state.codes
-        for name, value in meta.items():
-            setattr(state, name, value)
+        for name in {item.name for item in fields(LoopState)} & meta.keys():
+            setattr(state, name, meta[name])
         state.codes = joined(meta.get("codes", []), [code | {"from_step": state.step} for code in now])
-        ledger.phases.update(state.phases)
-        return f"resumed at step {state.step} from {self.folder.checkpoint.name}"
 
     def due(self, state: LoopState) -> bool:
         steps, seconds = self.checkpoint.every_steps, self.checkpoint.every_seconds

@@ -229,6 +229,48 @@ class Sweep(Record):
     cells: dict[str, dict[str, Any]] = {}
 
 
+class Part(Record):
+    """A split in the manifest of prepared data."""
+
+    shards: list[str]
+    tokens: Count
+    documents: Count | None
+    bytes: Count | None
+    shard_sha256: list[str]
+    sha256: str
+
+
+class Manifest(Record):
+    """manifest.json of prepared data."""
+
+    corpus: str
+    tokenizer: str
+    vocab_size: Annotated[int, Field(gt=0, le=2**16)]
+    bos_id: Annotated[int, Field(ge=0, lt=2**16)]
+    splits: dict[str, Part]
+    tokenizer_sha256: str
+    text_sha256: str | None
+    settings: dict[str, Any]
+    digest: str
+
+
+class Standstill(Record):
+    """What a checkpoint says beside its tensors."""
+
+    step: Count
+    saved_step: Count | None
+    earlier_seconds: Number
+    train_seconds: Number
+    train_tokens: Count
+    step_seconds: list[Number]
+    phases: dict[str, Phase]
+    loader: dict[str, Count]
+    late: dict[str, Any]
+    codes: list[Code] = []
+    progress: Number = 0.0
+    decay: Number = 1.0
+
+
 class Logged(Record):
     """A line of metrics.jsonl; a run that diverged logs NaN."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from golf.errors import RunError, UserError
-from golf.fields import between, positive
+from golf.fields import between
 from golf.losses import CROSS_ENTROPY, NLL
 from golf.models.kernels import sdpa
 from golf.models.norms import NORM_EPS, Norm
@@ -31,6 +31,8 @@ from golf.models.slots import (
     take,
 )
 from golf.roles import roles_of
+
+MOST_VOCAB, MOST_DIM, MOST_LAYERS = 2**16, 2**16, 2**12  # ids are uint16; no artifact holds a model beyond these
 
 Forward = Callable[..., dict[str, Tensor]]  # ids_BT, targets_BT, stage -> named losses: a model, or what stands for it
 
@@ -58,7 +60,9 @@ class LMConfig:
     norm_eps: float | None = None
 
     def __post_init__(self) -> None:
-        positive(vocab_size=self.vocab_size, dim=self.dim, layers=self.layers)
+        between(1, MOST_VOCAB, vocab_size=self.vocab_size)
+        between(1, MOST_DIM, dim=self.dim)
+        between(1, MOST_LAYERS, layers=self.layers)
         between(1e-12, 1, norm_eps=self.norm_eps)
 
     def build(self) -> "LM":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.dist import ALONE, Ranks
-from golf.fields import one_of, positive
+from golf.fields import between, one_of, positive
 from golf.optim.batch import Batch, stack_of
 from golf.optim.optimizer import Group, GroupConfig
 from golf.optim.update import Chain, UpdatePartConfig
@@ -47,7 +47,8 @@ class MuonConfig(GroupConfig):
     after: dict[str, UpdatePartConfig | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positive(lr=self.lr, newton_schulz_steps=self.newton_schulz_steps)
+        positive(lr=self.lr)
+        between(1, 100, newton_schulz_steps=self.newton_schulz_steps)
         if self.coefficients is not None:
             one_of("coefficients", self.coefficients, tuple(COEFFICIENTS))
 

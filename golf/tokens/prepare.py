@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from golf.errors import UserError
 from golf.files import MOST_TEXT, parse_json, read_bytes
 from golf.hashes import sha256_of
+from golf.records import Manifest, fits
 from golf.rundir import require_writable
 from golf.tokens.shards import TokenStream, file_sha256, open_shard
 from golf.tokens.tokenizer import ByteCounter, check_symbols
@@ -100,7 +101,10 @@ class Prepared:
     def load(cls, folder: Path) -> "Prepared":
         """Read a folder's manifest; UserError where it is missing or damaged."""
         try:
-            return cls.from_dict(parse_json(read_bytes(folder / MANIFEST, MOST_TEXT)), folder)
+            said = parse_json(read_bytes(folder / MANIFEST, MOST_TEXT))
+            if not fits(said, Manifest):
+                raise ValueError("is of another shape")
+            return cls.from_dict(said, folder)
         except FileNotFoundError:
             raise UserError(
                 f"{folder}: has no {MANIFEST}, so it is no prepared data; name one from golf/data.py list"
