@@ -13,6 +13,7 @@ from typing import Any
 from golf.errors import UserError
 
 MOST_TEXT = 2**26  # bytes of a JSON or text file; golf's own are a hundredth of that
+MOST_METRICS = 2**30  # bytes of a metrics.jsonl
 DEEPEST = 64  # levels of JSON; a run's configuration has some ten
 
 

@@ -281,6 +281,16 @@ class Logged(Record):
     seconds_left: Number | None = None
 
 
+class Step(Record):
+    """A line of metrics.jsonl of a finished run, with all that the log of a submission says of a step."""
+
+    step: Positive
+    train_seconds: Number
+    loss: Diverging
+    val_bpb: Diverging = 0.0
+    val_loss: Diverging = 0.0
+
+
 class Chunk(Record):
     """A line of an evaluator's trace."""
 

@@ -17,7 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from golf.errors import UserError
 from golf.fields import one_of, positive
-from golf.rundir import illegal, write_atomic
+from golf.files import MOST_METRICS, parse_json, read_bytes
+from golf.records import Logged, fits
+from golf.rundir import illegal, write_atomic, write_bytes
 from golf.terminal import console
 
 WANDB_INIT_SECONDS = 20
@@ -65,14 +67,12 @@ class JsonlSink(Sink):
     """One JSON object a line, flushed at once; a resumed run cuts what came after its checkpoint."""
 
     def __init__(self, path: Path, from_step: int):
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    kept += [line] if json.loads(line)["step"] <= from_step else []
-                except (ValueError, KeyError):
-                    continue  # a line that a kill cut short
-        write_atomic(path, "".join(line + "\n" for line in kept))
+        kept: list[bytes] = []
+        for line in read_bytes(path, MOST_METRICS).splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):  # a line that a kill cut short
+                record = parse_json(line)
+                kept += [line] if fits(record, Logged) and record["step"] <= from_step else []
+        write_bytes(path, b"".join(line + b"\n" for line in kept))
         self.file = open(path, "a")  # noqa: SIM115 (held until close)
 
     def step(self, record: dict[str, Any]) -> None:

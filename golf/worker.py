@@ -33,7 +33,7 @@ from golf.keeping import Kept, LoopState, out_of_memory
 from golf.launcher.processes import obeyed
 from golf.ledger import Ledger
 from golf.loop import Stopped, train
-from golf.records import Whole, read_record
+from golf.records import Standstill, Whole, fits, read_record
 from golf.rundir import RunDir, environment, write_json
 from golf.sinks import ConsoleSink, JsonlSink, LogFileSink, Sink, Sinks
 from golf.terminal import lasting_streams
@@ -160,7 +160,8 @@ def open_sinks(run: Run, folder: RunDir, config: dict[str, Any]) -> Sinks:
     console, log = ConsoleSink(run.budget.max_steps), LogFileSink(folder.log)
     notes = Sinks([console, log])
     resumes = run.resume == "auto" and folder.checkpoint.exists()
-    from_step = load_meta(folder.checkpoint)["step"] if resumes else 0
+    meta = load_meta(folder.checkpoint) if resumes else None
+    from_step = meta["step"] if meta is not None and fits(meta, Standstill) else 0
     facts = {
         "name": folder.path.name,
         "label": run.label,

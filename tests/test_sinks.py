@@ -46,7 +46,8 @@ def test_a_live_line_names_the_step_of_a_score_that_stays(monkeypatch: pytest.Mo
 
 def test_metrics_are_cut_to_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    odd = '3\n[]\n{"step": "x"}\n{"step": true}\n'
+    path.write_bytes(f'{{"step": 1}}\n{odd}{{"step": 2}}\n{{"step": 3}}\n{{"ste'.encode() + b"\xff\n")
     sink = JsonlSink(path, from_step=2)
     sink.step({"step": 3, "loss": 1.0})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from golf import alive, heartbeat
-from golf.files import opened, parse_json, read_bytes
+from golf.files import MOST_METRICS, opened, parse_json, read_bytes
 from golf.records import Logged, fits
 from golf.rundir import RunDir, marks
 
 # The state of a run that has no result, from its folder and status.json.
 StateOf = Callable[[RunDir, dict[str, Any]], str]
-MOST_METRICS = 2**30  # bytes of a metrics.jsonl
 TAIL_BYTES = 1 << 16  # of metrics.jsonl: enough for the last step and, usually, the last score
 
 

@@ -1,9 +1,12 @@
 """Train logs in the lines that the challenge's own script prints, from what a run folder holds."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from golf.files import parse_json, read_text
-from golf.launcher.standing import MOST_METRICS
+from golf.errors import UserError
+from golf.files import MOST_METRICS, parse_json, read_bytes
+from golf.records import Step, fits
 from golf.reports.load import Started
 from golf.rundir import RunDir
 from golf.submission.script import last_lines, step_lines
@@ -21,12 +24,23 @@ def log_of(run: Started, code_bytes: int) -> str:
         "golf's own run of the configuration that train_gpt.py was made from",
         f"seed:{run.seed} world_size:{result['world_size']} config:{run.config_hash}",
     ]
-    for line in read_text(RunDir(run.folder).metrics, MOST_METRICS).splitlines():
-        lines += step_lines(parse_json(line), result["steps"])
+    lines += [line for record in _steps(RunDir(run.folder).metrics) for line in step_lines(record, result["steps"])]
     facts = {key: result[key] for key in ("seed", "steps", "train_seconds", "counted_seconds", "artifact_bytes")}
     scores = {name: (e["val_loss"], e["val_bpb"], e["seconds"]) for name, e in result["evals"].items()}
     lines += [f"model_params:{result['params']}", *last_lines(facts | {"code_bytes": code_bytes}, scores)]
     return "\n".join(lines) + "\n"
+
+
+def _steps(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a run's steps. Raises UserError for a line that is none."""
+    for number, line in enumerate(read_bytes(metrics, MOST_METRICS).splitlines(), 1):
+        try:
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        if not fits(record, Step):
+            raise UserError(f"{metrics}: line {number} is no step of a run; train the run again")
+        yield record
 
 
 def last_line(log: str) -> dict[str, Any] | None:

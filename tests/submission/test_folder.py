@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shlex
 import shutil
 from collections.abc import Callable
@@ -17,14 +18,16 @@ from golf import submit
 from golf.auditing import settle
 from golf.compose import compose
 from golf.errors import UserError
+from golf.reports.load import load
 from golf.requantise import open_source
 from golf.rundir import write_json
 from golf.submission import entry, reproduce
 from golf.submission.check import faults
 from golf.submission.entry import gather
 from golf.submission.folder import _seed_result
-from golf.submission.logs import last_line
+from golf.submission.logs import last_line, log_of
 from golf.submission.record import read_submission
+from tests.helpers.mutations import mutated_file
 from tests.helpers.runs import Job, made_once, toy_overrides
 from tests.helpers.tiers import slow
 from tests.submission.conftest import Trained
@@ -301,3 +304,34 @@ def test_an_archive_names_its_checksum_and_is_never_overwritten(
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     assert submit.main([f"verify={damaged}"]) == 1 and "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [10, slow(300)])
+def test_a_changed_submission_is_checked_or_refused_in_a_line(
+    count: int, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    rng, copy, codes = random.Random(4), tmp_path / "copy", list[int]()
+    names = ("submission.json", "submission.json", "train_seed1.log", "requirements.txt", "train_gpt.py")
+    for index in range(count):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        name = names[index % len(names)]
+        as_text = copy / f"{name}.txt"  # bytes are changed, as of any text
+        path = copy / name if name.endswith(".json") else (copy / name).rename(as_text)
+        changed = mutated_file(path, rng)
+        as_text.unlink(missing_ok=True)
+        (copy / name).write_bytes(changed)
+        codes.append(submit.main([f"check={copy}"]))
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err and set(codes) <= {0, 1, 2} and codes.count(0) < count / 2
+
+
+@pytest.mark.parametrize("line", ["3", "{}", '{"step": 0, "train_seconds": 1.0, "loss": 1.0}', "\x00", "[" * 99_999])
+def test_a_log_of_odd_metrics_is_refused_by_the_line(line: str, runs: list[Trained], tmp_path: Path) -> None:
+    (one, *_) = load(runs[0].folder.path.parent).rows["mine"].runs
+    copy = shutil.copytree(one.folder, tmp_path / "run")
+    metrics = copy / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line \d+ is no step of a run"):
+        log_of(replace(one, folder=copy), 1)
