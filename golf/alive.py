@@ -89,20 +89,24 @@ def _sweep_once(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes were writing in a folder. What cannot be removed stays."""
+    """Remove what killed processes were writing in a folder. What cannot be removed stays.
+
+    In the system's place of temporary files, where other programs write, names must say that they are golf's.
+    """
+    shared = folder.resolve() == Path(tempfile.gettempdir()).resolve()
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
-                if _is_left(entry):
+                if _is_left(entry, shared):
                     remove = shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.unlink
                     remove(entry.path)
 
 
-def _is_left(entry: os.DirEntry) -> bool:
+def _is_left(entry: os.DirEntry, shared: bool) -> bool:
     """Whether it is a temporary file or folder of ours whose owner is gone: a process of this machine that is dead, or
     an unknown one that has not written for OLD_SECONDS."""
     owned = OWNED.fullmatch(entry.name)
-    if not owned and not UNOWNED.fullmatch(entry.name):
+    if not owned and (shared or not UNOWNED.fullmatch(entry.name)):
         return False
     found = entry.stat(follow_symlinks=False)
     if found.st_uid != os.geteuid() or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):

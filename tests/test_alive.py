@@ -127,6 +127,18 @@ def test_only_what_a_dead_process_left_is_swept(tmp_path: Path, dead: int) -> No
     alive.sweep(tmp_path / "absent")
 
 
+def test_where_other_programs_write_names_must_say_that_they_are_golfs(
+    tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    ours, theirs = f".golf-x.{alive.machine()}-{dead}.tmp", {"weights.bin.tmp", ".a.7.tmp", "artifact.tmp"}
+    for name in {ours, *theirs}:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - 2 * DAY,) * 2)
+    alive.sweep(tmp_path)
+    assert names(tmp_path) == theirs
+
+
 def begin_folder(folder: Path) -> None:
     with alive.temporary_folder("download", folder):
         os.replace(folder, folder)  # killed while it is there
