@@ -26,6 +26,8 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("COLUMNS", None)  # which processes of pytest-xdist have: tables would be as narrow
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a shell: the runs that tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)  # would inherit it, and rightly go on
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup, likewise
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Make = Callable[..., Path]
 
