@@ -1,6 +1,7 @@
 """Runs a script where nothing of golf can be imported: in a process that never had it, or in this one."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -28,7 +29,7 @@ def run_script(script: Path, environment: dict[str, str], log: Path) -> str:
 
 def run_script_here(script: Path, environment: dict[str, str], log: Path) -> str:
     """Do the same in this process, which has torch; the script's operators stay plain functions."""
-    import torch._dynamo  # torch itself imports it late, and registers operators of its own in it
+    importlib.import_module("torch._dynamo")  # torch imports it late, and registers operators of its own in it
 
     handler = signal.getsignal(signal.SIGTERM)
     golf = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "golf"}
