@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from golf import data
+from golf import data, heartbeat, submit
 from golf.checkpoint import load_tensors, save_tensors
 from golf.errors import UserError
+from golf.launcher.slurm.queue import ticket_of
+from golf.rundir import RunDir
 from golf.tokens.prepare import Prepared
 from golf.tokens.verify import verify_prepared
 from tests.helpers.mutations import change, mutated_file
@@ -101,3 +103,38 @@ def test_a_changed_checkpoint_is_resumed_or_refused_in_a_line(count: int, job: C
     assert refused
     one.folder.checkpoint.write_bytes(whole)
     assert "resumed at step 4" in one.here()
+
+
+@pytest.mark.parametrize("count", [20, slow(300)])
+def test_changed_archives_are_refused_in_a_line(
+    count: int, finished: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert submit.main([f"archive={finished()}", f"into={tmp_path / 'kept'}"]) == 0
+    (whole,) = (tmp_path / "kept").iterdir()
+    copy, rng, data = tmp_path / whole.name, random.Random(5), whole.read_bytes()
+    shutil.copyfile(whole, copy)
+    assert submit.main([f"verify={copy}"]) == 0
+    for _ in range(count):
+        cut, other = rng.randrange(len(data)), rng.randrange(len(data))
+        flipped = bytearray(data)
+        flipped[min(cut, rng.choice((64, len(data) - 1)))] ^= 1 << rng.randrange(8)
+        copy.write_bytes(rng.choice((data[:cut], data[:cut] + data[other:], bytes(flipped), data + data[:64])))
+        capsys.readouterr()
+        code = submit.main([f"verify={copy}"])
+        said = capsys.readouterr()
+        assert code in (1, 2) and len(said.err.strip().splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("count", [20, slow(300)])
+@pytest.mark.parametrize("name, node, read", [
+    ("job.json", {"name": "x", "index": 3, "id": "7"}, ticket_of),
+    ("heartbeat.json", {"pid": 7, "time": 5.0, "ahead": 0.0}, lambda run: heartbeat.is_silent(run, {"pid": 7})),
+])  # fmt: skip
+def test_changed_notes_of_a_run_are_read_or_none(
+    name: str, node: dict[str, Any], read: Callable[[RunDir], object], count: int, tmp_path: Path
+) -> None:
+    whole, rng = tmp_path / "whole.json", random.Random(name)
+    whole.write_text(json.dumps(node))
+    for _ in range(count):
+        (tmp_path / name).write_bytes(mutated_file(whole, rng))
+        read(RunDir(tmp_path))
