@@ -24,7 +24,7 @@ from golf.evals.probes import FAIL, PASS, PROBES, UNKNOWN
 from golf.files import path_of, paths_of
 from golf.requantise import open_source
 from golf.suggestions import hint
-from golf.terminal import Column, Content, marked, show_table, words
+from golf.terminal import Column, Content, in_style, show_table, words
 
 GO_WITH = {"run": ("evaluator", "known_bad"), "sweep": ("evaluator",), "experiments": ()}
 KEYS = ("run", "sweep", "experiments", "evaluator", "known_bad")
@@ -131,7 +131,7 @@ def confusion(folder: Path) -> int:
 
 
 def coloured(verdict: str) -> Content:
-    return marked(verdict, COLOURS.get(verdict, ""))
+    return in_style(verdict, COLOURS.get(verdict, ""))
 
 
 if __name__ == "__main__":

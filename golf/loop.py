@@ -21,7 +21,7 @@ from golf.dist import Ranks, pick_precision
 from golf.errors import RunError
 from golf.keeping import Keeping, LoopState, Parts
 from golf.late import Late, begun
-from golf.launcher.processes import obeyed
+from golf.launcher.processes import signals_to_obey
 from golf.ledger import Ledger
 from golf.losses import Loss
 from golf.models.kernels import Backend, choose_backend
@@ -70,7 +70,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """To the end of the loop or, where it stops, of the process: what is told on the way out is not cut short."""
-        old = {number: signal.signal(number, self._note) for number in obeyed(STOP_SIGNALS)}
+        old = {number: signal.signal(number, self._note) for number in signals_to_obey(STOP_SIGNALS)}
         stopped = False
         try:
             yield self

@@ -11,7 +11,7 @@ from golf.config import Run, fingerprint
 from golf.legality import broken_rules
 from golf.models.lm import LM
 from golf.roles import roles_of
-from golf.terminal import ALARM, Column, Content, console, marked, show_facts, show_table, words
+from golf.terminal import ALARM, Column, Content, console, in_style, show_facts, show_table, words
 from golf.tokens.prepare import Prepared
 
 MULTIPLIED = ("matrix", "factor", "head", "gate", "adapter")  # roles of what activations are multiplied with
@@ -85,7 +85,7 @@ def _part(name: str) -> str:
 
 def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, Content]:
     predicted, cap = found.artifact_bytes, run.cap_bytes
-    verdict = "fits" if predicted <= cap else marked("over the cap", ALARM)
+    verdict = "fits" if predicted <= cap else in_style("over the cap", ALARM)
     budget = run.budget
     limits = [f"{budget.max_steps:,} steps"] if budget.max_steps is not None else []
     limits += [f"{budget.max_seconds:g} s"] if budget.max_seconds is not None else []
@@ -103,7 +103,7 @@ def _facts(run: Run, found: Outline, prepared: Prepared | None) -> dict[str, Con
         "budget": f"{' or '.join(limits)}, clock {budget.clock}",
         "arithmetic": f"{flops_per_token(run, found) / 1e6:,.1f} MFLOP a token",
         "decoder's cache": _cache(run, found.model),
-        "artifact": marked(f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): ", "") + verdict,
+        "artifact": in_style(f"about {predicted:,} bytes predicted of {cap:,} ({predicted / cap:.0%}): ", "") + verdict,
     }
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from golf.config import Run
-from golf.terminal import ALARM, Column, Content, marked, show_facts, show_table, words
+from golf.terminal import ALARM, Column, Content, in_style, show_facts, show_table, words
 from golf.tokens.prepare import Prepared
 
 SCHEMA = 1
@@ -44,17 +44,17 @@ def show(result: dict[str, Any]) -> None:
     for name, entry in result["evals"].items():
         style = "bold" if name == result["eval_main"] else ""
         cells = ("artifact, read back", name, f"{entry['val_bpb']:.4f}")
-        scores.append([marked(cell, style) for cell in cells])
+        scores.append([in_style(cell, style) for cell in cells])
     title = f"{result['label']}, seed {result['seed']}, track {result['track']}"
     show_table([words("weights"), words("evaluator"), Column("BPB")], scores, title)
     share = result["total_bytes"] / result["cap_bytes"]
     size = f"{result['total_bytes']:,} of {result['cap_bytes']:,} bytes ({share:.0%}): "
     rows: dict[str, Content] = {
-        "score": marked(f"{result['val_bpb']:.4f}", "bold")
+        "score": in_style(f"{result['val_bpb']:.4f}", "bold")
         + f" bits per byte on {result['data']['corpus']}/{result['data']['split']}",
         "quant gap": f"{result['quant_gap_bpb']:+.4f} BPB",
         "artifact": f"{result['artifact_bytes']:,} bytes, {result['bits_per_param']:.2f} bits a parameter",
-        "size": size + "fits" if result["fits"] else marked(size, "") + marked("OVER THE CAP", ALARM),
+        "size": size + "fits" if result["fits"] else in_style(size, "") + in_style("OVER THE CAP", ALARM),
         "training": f"{result['steps']:,} steps, {result['train_tokens']:,} tokens, {result['train_seconds']:.0f} s",
         "step": f"{result['step_ms']:.0f} ms, {result['tokens_per_second']:,.0f} tokens/s, {result['precision']}",
     }

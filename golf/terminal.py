@@ -27,7 +27,7 @@ Content = str | Text
 # ---------------------------------------------------------------- streams
 
 
-class Lasting:
+class LastingStream:
     """A text stream that drops what can't be written any more: its reader is gone, or its terminal is closed."""
 
     def __init__(self, stream: TextIO):
@@ -74,7 +74,9 @@ def lasting_streams() -> Iterator[None]:
     fill_descriptors()
     before = sys.stdout, sys.stderr
     opened = [stream or open(os.devnull, "w") for stream in before]  # noqa: SIM115 (None: closed by who started us)
-    sys.stdout, sys.stderr = lasting = [stream if isinstance(stream, Lasting) else Lasting(stream) for stream in opened]
+    sys.stdout, sys.stderr = lasting = [
+        stream if isinstance(stream, LastingStream) else LastingStream(stream) for stream in opened
+    ]
     try:
         yield
     finally:
@@ -169,6 +171,6 @@ def show_facts(facts: Mapping[str, Content]) -> None:
     console().print(table)
 
 
-def marked(text: str, style: str) -> Text:
+def in_style(text: str, style: str) -> Text:
     """Return a text in a style of rich's, which is no style of what is added to it."""
     return Text().append(text, style)

@@ -30,7 +30,7 @@ from golf.errors import BusyError, ExportError, RunError, UserError
 from golf.export import export
 from golf.heartbeat import Heartbeat
 from golf.keeping import Kept, LoopState, out_of_memory
-from golf.launcher.processes import obeyed
+from golf.launcher.processes import signals_to_obey
 from golf.ledger import Ledger
 from golf.loop import Stopped, train
 from golf.records import Standstill, Whole, fits, read_record
@@ -86,7 +86,7 @@ def attempt(run: Run, prepared: Prepared, folder: RunDir, ranks: dist.Ranks, con
         ignore_preemptions()
         raise Stopped(signum, state.step)
 
-    for number in obeyed(PREEMPTIONS):  # the loop has its own way while it runs
+    for number in signals_to_obey(PREEMPTIONS):  # the loop has its own way while it runs
         signal.signal(number, stop)
     try:
         if ranks.first:

@@ -25,7 +25,7 @@ from golf.reports import grids
 from golf.rundir import RunDir
 from golf.search import table as trials
 from golf.sinks import ConsoleSink
-from golf.terminal import Column, Lasting, lasting_streams, show_table, words
+from golf.terminal import Column, LastingStream, lasting_streams, show_table, words
 from tests.helpers.parts import run_of_line
 from tests.helpers.tracking import RECORD
 from tests.reports.helpers import result as made_result
@@ -43,7 +43,7 @@ def test_what_cannot_be_printed_is_dropped(how: str) -> None:
     reader, writer = os.pipe() if how == "pipe" else pty.openpty()
     os.close(reader)
     with os.fdopen(writer, "w") as file:
-        stream = Lasting(file)
+        stream = LastingStream(file)
         for _ in range(3):
             assert stream.write("x" * 100_000) == 100_000
             stream.flush()
@@ -57,7 +57,7 @@ def test_streams_are_put_back_and_a_closed_one_is_none(monkeypatch: pytest.Monke
     with lasting_streams():
         print("nobody reads this")
         with lasting_streams():
-            assert isinstance(sys.stdout, Lasting) and not isinstance(sys.stdout.stream, Lasting)
+            assert isinstance(sys.stdout, LastingStream) and not isinstance(sys.stdout.stream, LastingStream)
     assert (sys.stdout, sys.stderr) == before
 
 
@@ -67,7 +67,7 @@ def test_other_errors_of_a_stream_are_not_hidden() -> None:
             raise RuntimeError("not of the terminal")
 
     with pytest.raises(RuntimeError):
-        Lasting(Odd()).write("x")
+        LastingStream(Odd()).write("x")
 
 
 def test_a_stream_of_ascii_shows_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_there_are_no_control_codes_in_a_pipe(
     sink.step(RECORD)
     sink.note("a note")
     sink.close(None, None)
-    show_table([words("a")], [[terminal.marked("b", terminal.ALARM)]], "title")
+    show_table([words("a")], [[terminal.in_style("b", terminal.ALARM)]], "title")
     out = capsys.readouterr().out
     assert "step     3  loss 2.5000" in out and "a note" in out and "\x1b" not in out
 

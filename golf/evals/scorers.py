@@ -111,7 +111,7 @@ class ScorerConfig:
         return self
 
     def shortened(self, length: int) -> Self:
-        """The same, with rows of so many tokens at most where it trains on rows of its own."""
+        """Return the same, with rows of so many tokens at most where it trains on rows of its own."""
         return self
 
     def describe(self) -> str:

@@ -16,7 +16,7 @@ import yaml
 from golf.code_record import ROOT
 from golf.config import Run, fingerprint, identity
 from golf.errors import RunError
-from golf.launcher.processes import ATTEMPT, bound_to, obeyed, without_torchrun
+from golf.launcher.processes import ATTEMPT, bound_to, signals_to_obey, without_torchrun
 from golf.launcher.slots import Slot
 from golf.nodes import plain
 from golf.rundir import LONE, Made, RunDir, choose_folder, made_now, make_folder, read_json
@@ -114,7 +114,7 @@ def supervise(command: list[str], environment: dict[str, str], folder: RunDir) -
         child = subprocess.Popen(
             command, env=environment, stderr=errors, preexec_fn=bound_to(os.getpid()), start_new_session=True
         )
-        for number in obeyed((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
+        for number in signals_to_obey((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
             signal.signal(number, lambda signum, frame: child.send_signal(signal.SIGTERM))
         code = child.wait()
     if code == 0:

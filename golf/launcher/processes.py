@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def obeyed(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+def signals_to_obey(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
     """Return those of some signals that whoever started this process did not take from it, as nohup takes SIGHUP."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in signals if number != signal.SIGHUP or not nohup]

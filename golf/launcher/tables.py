@@ -13,7 +13,7 @@ from golf.launcher.standing import Standing, read_standing
 from golf.plan import outline
 from golf.rundir import attempts_in, marks
 from golf.sinks import clock
-from golf.terminal import ALARM, Column, Content, console, marked, show_table, words
+from golf.terminal import ALARM, Column, Content, console, in_style, show_table, words
 from golf.tokens.prepare import Prepared
 
 COLOURS = {"done": "green", "skipped": "green", "failed": "bold red", "refused": "bold red"}
@@ -60,7 +60,7 @@ def show_cells(cells: Sequence[Cell], found: Sequence[Prepared | None], title: s
                 " ".join(override for override in line if override not in common),
                 f"{parameters:,}",
                 f"{predicted:,}",
-                marked(f"{share:.0%}", ALARM if share > 1 else ""),
+                in_style(f"{share:.0%}", ALARM if share > 1 else ""),
                 digest,
                 _to_do(standing),
             ]
@@ -118,10 +118,11 @@ def show_end(tasks: Sequence[Task], folder: Path) -> None:
         if (result := task.result) is not None:
             share = result["total_bytes"] / result["cap_bytes"]
             numbers = [
-                marked(f"{result['val_bpb']:.4f}", "") + marked("".join(f" {mark}" for mark in marks(result)), ALARM),
+                in_style(f"{result['val_bpb']:.4f}", "")
+                + in_style("".join(f" {mark}" for mark in marks(result)), ALARM),
                 f"{result['quant_gap_bpb']:+.4f}",
                 f"{result['total_bytes']:,}",
-                marked(f"{share:.0%}", "" if result["fits"] else ALARM),
+                in_style(f"{share:.0%}", "" if result["fits"] else ALARM),
             ]
         time = clock(task.seconds) if task.attempts else ""
         state = "done before" if task.state == "skipped" else task.state
@@ -144,5 +145,5 @@ def show_failures(tasks: Sequence[Task]) -> None:
 
 
 def coloured(state: str) -> Content:
-    """As the tables show it."""
-    return marked(state, COLOURS.get(state.split()[0], ""))
+    """Return a state in its colour."""
+    return in_style(state, COLOURS.get(state.split()[0], ""))

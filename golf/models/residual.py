@@ -55,7 +55,7 @@ class ResidMix(ResidualModule):
         return self.mix_D.to(x_BTD.dtype) * x_BTD + self.mix0_D.to(x_BTD.dtype) * context.x0_BND
 
     def read(self, x_BTD: Tensor) -> Tensor:
-        """What mixer and MLP read of the stream: normed, times the block's constant."""
+        """Return what mixer and MLP read of the stream: normed, times the block's constant."""
         return self.norm(x_BTD) if self.scale == 1.0 else self.norm(x_BTD) * self.scale
 
     def forward(self, x_BTD: Tensor, context: Context, mixer: nn.Module, mlp: nn.Module) -> Tensor:

@@ -288,7 +288,7 @@ class ResidualConfig:
     """How a block adds back: module(x_BTD, context, mixer, mlp) -> x_BTD."""
 
     def read_scale(self, layer: int) -> float:
-        """What the normed stream is multiplied by before mixer and MLP of this layer read it."""
+        """Return what the normed stream is multiplied by before mixer and MLP of this layer read it."""
         return 1.0
 
     def build(self, frame: Frame) -> "ResidualModule":

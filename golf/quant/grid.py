@@ -18,7 +18,7 @@ class TooLargeError(ValueError):
 
 
 def to_float(x_B: Tensor, dtype: torch.dtype, strict: bool = False) -> Tensor:
-    """The nearest numbers of the type. What is too large becomes its largest, not infinity; strict: it raises
+    """Return the nearest numbers of the type. What is too large becomes its largest, not infinity; strict: it raises
     TooLargeError."""
     limit = torch.finfo(dtype).max
     if strict:
@@ -35,7 +35,7 @@ def refuse_beyond(x_B: Tensor, dtype: torch.dtype) -> None:
 
 
 def stored_step(step_B: Tensor, strict: bool = False) -> Tensor:
-    """Steps as the artifact gives them back: fp16-rounded, in fp32. A step of 0 (a row of zeros) becomes 1.
+    """Return steps as the artifact gives them back: fp16-rounded, in fp32. A step of 0 (a row of zeros) becomes 1.
 
     Where fp16 is coarse, below its normal numbers, steps are rounded up: one that is too small would clip. strict: as
     of to_float.

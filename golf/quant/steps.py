@@ -37,7 +37,7 @@ class StepConfig:
         return math.sqrt(2 * math.log(max(columns, 2)))
 
     def step_in_sigmas(self, columns: int, limit: int) -> float:
-        """How wide a step is for Gaussian weights, for plans."""
+        """Return how wide a step is for Gaussian weights, for plans."""
         return self.top_in_sigmas(columns) / limit
 
 

@@ -77,7 +77,7 @@ class SlurmAttempt(Attempt):
         return None
 
     def _end(self) -> Ended | None:
-        """What SLURM says of a job that has ended; None where it must be asked again."""
+        """Return what SLURM says of a job that has ended; None where it must be asked again."""
         state = self.job.state if self.job and not self.misses else ""
         if state in WORDS:
             return Ended(-signal.SIGTERM, WORDS[state])
@@ -122,7 +122,7 @@ class Submission:
 
     @property
     def place(self) -> Path:
-        """The folder of its scripts, in the sweep's."""
+        """Return the folder of its scripts, in the sweep's."""
         return self.attempts[0].task.folder.path.parent / SUBMISSIONS / self.name
 
     def submitted(self, array: str) -> str:
@@ -213,7 +213,7 @@ class SlurmExecutor(Executor):
         return [submission.submitted(array)] if array else []
 
     def _array_of(self, submission: Submission) -> str | None:
-        """The id of its array, of an earlier call of sbatch where one submitted it; None where nobody wants it now."""
+        """Return the id of its array, maybe of an earlier call of sbatch; None where nobody wants it now."""
         if submission.tries and (array := self._found(submission)):
             return array
         self._leave_out_the_told(submission)
@@ -226,7 +226,7 @@ class SlurmExecutor(Executor):
         return [f"{len(submission.attempts)} runs were not submitted: {error}"]
 
     def _found(self, submission: Submission) -> str | None:
-        """The array that a call of sbatch submitted, though it did not say so. RunError where that can't be known."""
+        """Return the array that a call of sbatch submitted without saying so. RunError where that can't be known."""
         job = queue.look_surely().find(Ticket(submission.name, 0))
         return None if job is None else job.array
 
