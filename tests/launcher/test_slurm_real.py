@@ -121,13 +121,15 @@ def test_smoke_survives_its_launcher_and_a_killed_cell_and_equals_the_local_swee
     def training() -> list[str]:
         return [name for name, folder in folders(tmp_path).items() if step_of(folder) and not folder.finished()]
 
+    assert second.stdout is not None
+    heard = next(line for line in second.stdout if "under way already" in line)  # it has seen the jobs: one may go
     wait_until(lambda: len(training()) == 2, PATIENCE)
     running = [folders(tmp_path)[name] for name in training()]
     assert {devices_of(folder) for folder in running} == {"0", "1"}, "each has its own"
     killed = running[0]
     subprocess.run(["scancel", job_of(killed)], check=True)
-    said = second.communicate(timeout=PATIENCE)[0]
-    assert second.returncode == 1 and "4 runs are under way already; they are watched" in said, said
+    said = heard + second.stdout.read()
+    assert second.wait(PATIENCE) == 1 and "4 runs are under way already; they are watched" in said, said
     assert "its job was cancelled (scancel); stopped by SIGTERM at step" in said and "3 done, 1 failed" in said, said
 
     third = start(toy_folder, tmp_path, *SLURM)
